@@ -1,0 +1,1 @@
+"""Backbones: an image to a pyramid of feature maps."""

@@ -1,0 +1,43 @@
+"""Full-resolution features, for restoration networks."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor, nn
+
+from densectx.backbones.base import Backbone
+from densectx.errors import ConfigError
+from densectx.types import Feature
+
+
+@final
+class Plain(Backbone):
+    """``depth`` 3x3 convolutions with ReLU at stride 1: (B, in_channels, H, W) -> [(B, width, H, W)].
+
+    With the context module behind it this is the dilated restoration network of Chen, Xu & Koltun (2017) and close
+    to IRCNN (Zhang et al. 2017).
+
+    Args:
+        width: channels.
+        depth: convolutions.
+        in_channels: channels of the input; 1 more than the image's lets a task add its noise-level map.
+    """
+
+    def __init__(self, width: int = 64, depth: int = 1, in_channels: int = 3) -> None:
+        super().__init__()
+        if min(width, depth, in_channels) < 1:
+            raise ConfigError(f"plain: width {width}, depth {depth} and in_channels {in_channels} must be positive.")
+        self.in_channels = in_channels
+        self.features = (Feature(width, 1),)
+        layers: list[nn.Module] = []
+        for c_in in (in_channels, *(width,) * (depth - 1)):
+            conv = nn.Conv2d(c_in, width, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # Conv2d's bias is typed Optional; it is there
+            layers += [conv, nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) -> [(B, width, H, W)]."""
+        return [self.layers(x)]

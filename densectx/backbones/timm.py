@@ -1,0 +1,99 @@
+"""Any timm network that can be dilated; the dilated ResNets are presets of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, final
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from densectx.backbones.base import Backbone, Standardize
+from densectx.errors import CheckpointError, ConfigError, suggest
+from densectx.types import Feature
+
+
+@final
+class Timm(Backbone):
+    """A timm feature network with its late strides turned into dilation.
+
+    (B, in_channels, H, W), multiples of ``output_stride`` -> one map a stage, the last ones at ``output_stride``.
+    Inputs are standardised as the network's own configuration says.
+
+    Args:
+        model: timm's name of the network, e.g. ``"resnet34"``.
+        output_stride: 8, 16 or 32: stride of the last level.
+        pretrained: take timm's weights (downloaded or from its cache, now, never on import).
+        weights: local file with weights in timm's format instead (safetensors or torch).
+        in_channels: other than 3, the stem's pretrained weights are adapted by timm.
+        levels: how many stages of the pyramid to keep, null for all.
+
+    Raises:
+        ConfigError: no such network, or one that cannot be dilated (vgg, densenet, swin, vit ...).
+        CheckpointError: the weights cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        output_stride: Literal[8, 16, 32] = 8,
+        pretrained: bool = False,
+        weights: str | None = None,
+        in_channels: int = 3,
+        levels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not timm.is_model(model):
+            raise ConfigError(f"timm has no network {model!r}{suggest(model, timm.list_models())}")
+        self.in_channels = in_channels
+        options: dict[str, Any] = {"features_only": True, "output_stride": output_stride, "in_chans": in_channels}
+        if levels is not None:
+            options["out_indices"] = tuple(range(levels))
+        self.features = probe(model, options)
+        if pretrained or weights:
+            options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights} if weights else None}
+        try:
+            self.net: nn.Module = timm.create_model(model, **options)
+        except Exception as error:  # download, file and key errors of several libraries
+            raise CheckpointError(f"timm network {model!r}: weights {weights or 'of timm'} failed: {error}.") from error
+        config = timm.get_pretrained_cfg(model)
+        mean, std = (config.mean, config.std) if config is not None else ((0.5,) * 3, (0.25,) * 3)
+        if in_channels != 3:
+            mean, std = (sum(mean) / 3,) * in_channels, (sum(std) / 3,) * in_channels
+        self.standardize = Standardize(tuple(mean), tuple(std))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) -> one map a level, see ``features``."""
+        return list(self.net(self.standardize(x)))
+
+
+def probe(model: str, options: dict[str, Any]) -> tuple[Feature, ...]:
+    """The levels of a timm network, found on the meta device: nothing is allocated or read.
+
+    Raises:
+        ConfigError: the network cannot be made with this stride, or does not deliver (B, C, H, W) maps.
+    """
+    stride = options["output_stride"]
+    refusal = f"timm network {model!r} cannot be dilated to stride {stride}"
+    hint = "Take a ResNet, RegNet, EfficientNet, MobileNet or ConvNeXt of timm, or dilated_vgg16."
+    try:
+        with torch.device("meta"):
+            net = timm.create_model(model, **options).eval()
+            maps = net(torch.zeros(1, options["in_chans"], 64, 64))
+    except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{refusal}: it does not support the option ({reason}). {hint}") from error
+    levels: Any = net.feature_info
+    channels, reductions = levels.channels(), levels.reduction()
+    expected = [(1, c, 64 // r, 64 // r) for c, r in zip(channels, reductions, strict=True)]
+    if [tuple(m.shape) for m in maps] != expected or max(reductions) > stride:
+        got = ", ".join("x".join(map(str, m.shape[1:])) for m in maps)
+        raise ConfigError(f"{refusal}: for a 3x64x64 image its levels are {got}. {hint}")
+    return tuple(Feature(c, r) for c, r in zip(channels, reductions, strict=True))
+
+
+dilated_resnet18 = partial(Timm, model="resnet18")
+dilated_resnet34 = partial(Timm, model="resnet34")
+dilated_resnet50 = partial(Timm, model="resnet50")
+dilated_resnet101 = partial(Timm, model="resnet101")

@@ -1,0 +1,151 @@
+"""From a composed config to trainer, module and data, by LightningCLI."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, final
+
+import pytorch_lightning as pl
+from jsonargparse import set_parsing_settings
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from densectx.callbacks import Pictures, ScoreTable
+from densectx.checkpointing import AtomicCheckpointIO, Checkpoints
+from densectx.data.module import DataModule
+from densectx.errors import ConfigError
+from densectx.loggers import MetricsFile
+from densectx.model import DenseModel
+from densectx.module import DenseModule
+from densectx.types import SourceInfo
+
+# Classes that a config may name by class_path: what is built from there runs, so the list is closed.
+_PACKAGES = ("torch.optim", "pytorch_lightning", "lightning_fabric", "densectx", "datetime")
+
+
+def build_module(
+    sources: dict[str, SourceInfo],
+    backbone: Any,
+    tasks: dict[str, Any],
+    optimizer: OptimizerCallable,
+    projection: Any = "default",
+    context: Any = "basic",
+    norm: str = "batch",
+    ablate: str | None = None,
+    lr_scheduler: LRSchedulerCallable | None = None,
+    balancing: str = "fixed",
+    freeze: list[str] | None = None,
+    param_groups: list[dict[str, Any]] | None = None,
+    channels_last: bool = False,
+    compile: bool = False,  # noqa: A002 - the name users know
+    seed: int = 0,
+) -> DenseModule:
+    """The module of a config's ``model`` part.
+
+    Args:
+        sources: from ``data``.
+        backbone: spec, see ``densectx list backbones``.
+        tasks: {key: spec}, see ``densectx list tasks``.
+        optimizer: class_path and init_args.
+        projection: {channels: 128, activation: relu | none}, or null for none.
+        context: spec, see ``densectx list contexts``; ``share: false`` gives every task its own.
+        norm: batch, group, none or frozen: what the backbone's batch norms become.
+        ablate: trunk_zero feeds the heads zeros instead of features.
+        lr_scheduler: class_path and init_args, stepped every optimizer step.
+        balancing: fixed or uncertainty.
+        freeze: names of modules that are not trained.
+        param_groups: list of {match: pattern on parameter names, lr: ...}; the first that matches counts.
+        channels_last: memory format.
+        compile: torch.compile in place.
+        seed: of counted randomness; from seed_everything.
+    """
+    config = {"backbone": backbone, "context": context, "tasks": tasks, "norm": norm, "ablate": ablate}
+    if projection != "default":
+        config["projection"] = projection
+    return DenseModule(
+        DenseModel.from_config(config, sources),
+        optimizer,
+        lr_scheduler,
+        balancing=balancing,
+        seed=seed,
+        freeze=freeze or (),
+        param_groups=param_groups or (),
+        channels_last=channels_last,
+        compile=compile,
+    )
+
+
+@final
+class _CLI(LightningCLI):
+    """Instantiates data first: the model learns classes, palette and channels from it.
+
+    Args:
+        extra: built arguments of the trainer, which no config can hold.
+    """
+
+    def __init__(self, extra: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        self._extra = extra
+        super().__init__(*args, **kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """The composed config is all there is; ``sys.argv`` was read before."""
+        self.config = parser.parse_object(args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """With the built arguments."""
+        return super().instantiate_trainer(**self._extra, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data", "model.sources", compute_fn=DataModule.info, apply_on="instantiate")
+
+
+def instantiate(config: Mapping[str, Any], folder: Path, command: str) -> tuple[pl.Trainer, DenseModule, DataModule]:
+    """Build data, model and trainer by LightningCLI; nothing reads data yet."""
+    values = {key: deepcopy(config.get(key) or {}) for key in ("model", "data", "trainer")}
+    seed = config.get("seed_everything", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ConfigError(f"seed_everything: expected an integer, got {seed!r}.")
+    values["model"]["seed"] = values["data"]["seed"] = seed
+    values["trainer"].setdefault("use_distributed_sampler", False)  # ours counts every sample once
+    values["trainer"].setdefault("num_sanity_val_steps", 0)
+    values["trainer"]["default_root_dir"] = str(folder)
+    callbacks: list[pl.Callback] = [ScoreTable()]
+    given = [str(spec.get("class_path", "")) for spec in values["trainer"].get("callbacks") or []]
+    loggers: list[Any] = []
+    if command == "fit" and values["trainer"].get("logger", True) not in (False, None):
+        loggers = [TensorBoardLogger(folder, name="", version=""), MetricsFile(folder / "metrics.csv")]
+        callbacks.append(LearningRateMonitor("step"))
+    if command == "fit":
+        if not any(path.endswith(".Pictures") for path in given):
+            callbacks.append(Pictures())
+        if values["trainer"].get("enable_checkpointing", True) and not any(p.endswith("Checkpoints") for p in given):
+            callbacks.append(Checkpoints())
+    extra: dict[str, Any] = {"plugins": [AtomicCheckpointIO()]}
+    if values["trainer"].get("logger", True) is True:
+        values["trainer"].pop("logger", None)
+        extra["logger"] = loggers or False
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_PACKAGES])
+    # every refusal of jsonargparse is raised instead of printed with fifty lines of usage
+    parser = {"exit_on_error": False}
+    try:
+        cli = _CLI(
+            extra,
+            build_module,
+            DataModule,
+            save_config_callback=None,
+            seed_everything_default=seed,
+            trainer_defaults={"callbacks": callbacks},
+            parser_kwargs=parser,
+            args={**values, "seed_everything": seed},
+            run=False,
+            auto_configure_optimizers=False,
+        )
+    except (ArgumentError, TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    cli.model.config = deepcopy(dict(config))
+    return cli.trainer, cli.model, cli.datamodule

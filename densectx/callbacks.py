@@ -1,0 +1,121 @@
+"""What a run leaves to look at: pictures, and the table of metrics beside their trivial answers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import save_image
+
+from densectx.module import DenseModule
+from densectx.types import Batch
+
+
+@final
+class Pictures(pl.Callback):
+    """One sheet a task after every validation: ``folder/<task>/step-N.png``, and in TensorBoard.
+
+    Args:
+        folder: where, relative to the run folder.
+        rows: samples a sheet.
+    """
+
+    def __init__(self, folder: str = "pictures", rows: int = 4) -> None:
+        super().__init__()
+        self.folder, self.rows = Path(folder), rows
+        self.sheets: dict[str, list[list[Tensor]]] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """A relative folder is one of the run."""
+        self.folder = Path(trainer.default_root_dir) / self.folder
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first samples' pictures."""
+        if not trainer.is_global_zero or trainer.sanity_checking or not isinstance(pl_module, DenseModule):
+            return
+        for key, (prediction, x, target) in outputs.items():
+            rows = self.sheets.setdefault(key, [])
+            for i in range(min(len(x), self.rows - len(rows))):
+                one = {name: value[i : i + 1] for name, value in target.items()}
+                drawn = pl_module.model.task(key).draw(prediction[i : i + 1], x[i : i + 1], one)
+                rows.append([picture.detach().float().cpu() for picture in drawn])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the sheets."""
+        for key, rows in self.sheets.items():
+            picture = sheet(rows)
+            (self.folder / key).mkdir(parents=True, exist_ok=True)
+            save_image(picture, self.folder / key / f"step-{trainer.global_step}.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(f"val/{key}", picture, trainer.global_step)
+        self.sheets = {}
+
+
+def sheet(rows: Sequence[Sequence[Tensor]], gap: int = 4) -> Tensor:
+    """Pictures (3, H, W) of any sizes in rows and columns on white: (3, H', W')."""
+    columns = max(map(len, rows))
+    widths = [max(row[c].shape[2] for row in rows if c < len(row)) for c in range(columns)]
+    lines = []
+    for row in rows:
+        height = max(picture.shape[1] for picture in row)
+        padded = [
+            F.pad(p, (0, w - p.shape[2] + gap, 0, height - p.shape[1] + gap), value=1.0)
+            for p, w in zip(row, widths, strict=False)
+        ]
+        line = torch.cat(padded, 2)
+        lines.append(F.pad(line, (0, sum(widths) + gap * columns - line.shape[2], 0, 0), value=1.0))
+    return torch.cat(lines, 1)[:, : -gap or None, : -gap or None]
+
+
+@final
+class ScoreTable(pl.Callback):
+    """Prints each task's metric beside its trivial answer when a fit, validation or test ends."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of the last validation."""
+        self._print(trainer, pl_module, "val")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of a validation on its own."""
+        if trainer.state.fn == "validate":
+            self._print(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of a test."""
+        self._print(trainer, pl_module, "test")
+
+    def _print(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and isinstance(module, DenseModule):
+            text = score_table(module, {k: float(v) for k, v in trainer.callback_metrics.items()}, stage)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def score_table(module: DenseModule, metrics: Mapping[str, float], stage: str = "val") -> str:
+    """The table as text; one row a task that was evaluated."""
+    rows = [("task", "metric", "value", "trivial answer", "its value")]
+    for key in module.model.tasks:
+        score = module.model.task(key).score
+        value = metrics.get(f"{stage}/{key}/{score.metric}")
+        other = metrics.get(f"{stage}/{key}/{score.metric}_{score.baseline}")
+        if value is not None:
+            rows.append((key, score.metric, f"{value:.2f}", score.baseline, "-" if other is None else f"{other:.2f}"))
+    widths = [max(len(row[c]) for row in rows) for c in range(5)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n" + "\n".join(lines) + "\n" if len(rows) > 1 else ""

@@ -1,0 +1,197 @@
+"""Checkpoints that rebuild the model alone: our config beside the weights, in plain JSON types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densectx import __version__
+from densectx.errors import CheckpointError, ConfigError, PluginError
+from densectx.model import DenseModel
+from densectx.registry import BACKBONES, CONTEXTS, HEADS, LOSSES, MODELS, TASKS, Registry
+from densectx.types import SourceInfo
+
+FORMAT = 1
+
+
+def header(model: DenseModel, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a checkpoint says of itself: ``{format, version, model, plugins, config}``."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "model": model.config,
+        "plugins": plugins(model.config),
+        "config": dict(config or {}),
+    }
+
+
+def plugins(config: Mapping[str, Any]) -> dict[str, str]:
+    """{distribution: version} of the extension packages that a model config names."""
+    found = {}
+    for registry, spec in _parts(config):
+        name = spec if isinstance(spec, str) else str(spec.get("name"))
+        entry = None if ":" in name else registry.entry(name)
+        if entry is not None and entry.entry_point is not None:
+            found[entry.distribution] = entry.version
+    return found
+
+
+def load(path: str | Path) -> DenseModel:
+    """A trained model, in evaluation mode, on the CPU.
+
+    Args:
+        path: a checkpoint (``.ckpt``), a ``.safetensors`` file, a run folder (its ``best.ckpt``, else
+            ``last.ckpt``), or the name of a model that a package provides.
+
+    Raises:
+        CheckpointError: missing, unreadable, foreign, of a newer format, or with weights that do not fit.
+        PluginError: a package that the model needs is not installed.
+    """
+    weights, info = read(path)
+    model = from_header(info, path)
+    fit(model, weights, str(path))
+    return model.eval()
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of the model and the header of a checkpoint; see :func:`load`."""
+    file = locate(path)
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(file, "pt") as opened:
+                info = json.loads((opened.metadata() or {}).get("densectx", "null"))
+                weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            info = content.get("densectx") if isinstance(content, dict) else None
+            state = content.get("state_dict", {}) if isinstance(content, dict) else {}
+            weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file}: cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(info, dict) or "format" not in info:
+        raise CheckpointError(f"{file}: no checkpoint of densectx (it does not say what model its weights belong to).")
+    if not isinstance(info["format"], int) or info["format"] > FORMAT:
+        raise CheckpointError(
+            f"{file}: format {info['format']}, written by densectx {info.get('version')}; this is densectx"
+            f" {__version__}, which reads formats up to {FORMAT}: update densectx."
+        )
+    return weights, info
+
+
+def locate(path: str | Path) -> Path:
+    """The file of a checkpoint, a run folder or a model name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in ("best.ckpt", "last.ckpt"):
+            for file in (path / "checkpoints" / name, path / name):
+                if file.exists():
+                    return file
+        raise CheckpointError(f"{path}: a folder without checkpoints/best.ckpt or last.ckpt.")
+    if path.exists():
+        return path
+    if str(path) in MODELS.names():
+        found = MODELS.get(str(path))()
+        if isinstance(found, str | Path):
+            return Path(found)
+        raise CheckpointError(
+            f"model {str(path)!r} comes without weights; make a file with `densectx convert --net {path}`."
+        )
+    known = f" Known model names: {', '.join(MODELS.names())}." if MODELS.names() else ""
+    raise CheckpointError(f"{path}: no such file, run folder or model name.{known}")
+
+
+def from_header(info: Mapping[str, Any], path: str | Path) -> DenseModel:
+    """Build the model that a header describes, with fresh weights."""
+    for distribution, needed in info.get("plugins", {}).items():
+        try:
+            version(distribution)
+        except PackageNotFoundError:
+            raise PluginError(
+                f"{path}: the model needs {distribution} {needed}, which is not installed: pip install {distribution}"
+            ) from None
+    config = dict(info["model"])
+    sources = {key: SourceInfo.from_config(value) for key, value in config.pop("sources", {}).items()}
+    # the weights follow: a file or download that the run started from is not needed again
+    if isinstance(config.get("backbone"), Mapping):
+        config["backbone"] = {k: v for k, v in config["backbone"].items() if k not in ("weights", "pretrained")}
+    try:
+        return DenseModel.from_config(config, sources)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its model cannot be built by densectx {__version__}: {error}") from error
+
+
+def fit(module: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
+    """Load weights strictly.
+
+    Raises:
+        CheckpointError: missing, unexpected or differently shaped tensors, grouped.
+    """
+    own = module.state_dict()
+    groups = {
+        "missing": [k for k in own if k not in weights],
+        "unexpected": [k for k in weights if k not in own],
+        "of another shape": [k for k in own if k in weights and own[k].shape != weights[k].shape],
+    }
+    if any(groups.values()):
+        said = [f"{len(v)} {k} ({', '.join(v[:4])}{', ...' if v[4:] else ''})" for k, v in groups.items() if v]
+        raise CheckpointError(f"{path}: the weights do not fit the model: {'; '.join(said)}.")
+    module.load_state_dict(dict(weights))
+
+
+def init_from(model: DenseModel, path: str | Path) -> str:
+    """Take the weights that match by name and shape, leave the rest; returns what matched, for the log.
+
+    Raises:
+        CheckpointError: unreadable file, or nothing matches.
+    """
+    weights, _ = read(path)
+    own = model.state_dict()
+    taken = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    if not taken:
+        raise CheckpointError(f"init_from {path}: none of its {len(weights)} tensors matches this model.")
+    model.load_state_dict(taken, strict=False)
+    fresh, left = [k for k in own if k not in taken], [k for k in weights if k not in taken]
+    said = f"init_from {path}: {len(taken)} of {len(own)} tensors taken"
+    said += f"; fresh: {', '.join(_prefixes(fresh))}" if fresh else ""
+    return said + (f"; not used: {', '.join(_prefixes(left))}" if left else "")
+
+
+def save_safetensors(model: DenseModel, path: str | Path, config: Mapping[str, Any] | None = None) -> None:
+    """Weights and header as one safetensors file that :func:`load` reads."""
+    from safetensors.torch import save_file
+
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_file(weights, path, metadata={"densectx": json.dumps(header(model, config))})
+
+
+def _prefixes(keys: list[str]) -> list[str]:
+    """The parts that keys belong to: three names of a task, two of the rest."""
+    return sorted({".".join(key.split(".")[: 3 if key.startswith("tasks.") else 1]) for key in keys})
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], Any]]:
+    yield BACKBONES, config["backbone"]
+    yield CONTEXTS, config.get("context") or "basic"
+    for spec in config["tasks"].values():
+        if spec is None:
+            continue
+        yield TASKS, spec
+        if isinstance(spec, Mapping):
+            if spec.get("head"):
+                yield HEADS, spec["head"]
+            losses = spec.get("loss") or []
+            for loss in [losses] if isinstance(losses, str | Mapping) else losses:
+                yield LOSSES, loss

@@ -1,0 +1,137 @@
+"""The command ``densectx``: finds the command's code, imports only that, and turns errors into exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import sys
+import traceback
+from typing import Any, NoReturn, final
+
+import densectx
+from densectx.errors import ConfigError, DensectxError, unknown
+
+COMMANDS = {
+    "fit": "train",
+    "validate": "measure on the validation split",
+    "test": "measure on the test split",
+    "predict": "run a model on images, folders or a list of files",
+    "list": "what is registered: backbones, contexts, heads, tasks, datasets, losses, models",
+    "show": "origin, options and documentation of one registered name",
+}
+
+
+@final
+class _Parser(argparse.ArgumentParser):
+    """Usage errors are config errors: one line, status 2."""
+
+    def __init__(self, command: str, **options: Any) -> None:
+        super().__init__(prog=f"densectx {command}", allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise ConfigError(f"{self.prog.removeprefix('densectx ')}: {message}. `{self.prog} --help` describes it.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: the arguments; those of the process if None.
+
+    Returns:
+        The exit status: 0 done, 2 config or usage, 3 data, 4 checkpoint, 5 plug-in, 6 numeric, 8 storage,
+        130 interrupted, 1 a bug.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except DensectxError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        sys.stderr.write(f"densectx: error: {error}\n")
+        return error.status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit complains
+        return 0
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    rest = list(arguments)
+    while rest[:1] == ["--debug"]:
+        rest.pop(0)
+    if not rest:
+        raise ConfigError(f"no command is given. Commands: {', '.join(COMMANDS)}. `densectx --help` describes them.")
+    command, rest = rest[0], rest[1:]
+    if command in ("-h", "--help"):
+        sys.stdout.write(_help())
+    elif command == "--version":
+        sys.stdout.write(f"densectx {densectx.__version__}\n")
+    elif command in ("fit", "validate", "test"):
+        return int(importlib.import_module("densectx.training").main(command, rest))
+    elif command == "predict":
+        return int(importlib.import_module("densectx.inference.command").main(_without_debug(rest)))
+    elif command == "list":
+        _list(_without_debug(rest))
+    elif command == "show":
+        _show(_without_debug(rest))
+    else:
+        kind = "option" if command.startswith("-") else "command"
+        raise ConfigError(unknown(kind, command, [*COMMANDS, "--help", "--version", "--debug"]))
+    return 0
+
+
+def _without_debug(arguments: list[str]) -> list[str]:
+    return [argument for argument in arguments if argument != "--debug"]
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: densectx COMMAND ...",
+            "",
+            "Multi-task dense prediction around one dilated context module.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`densectx COMMAND --help` describes a command; --debug prints the traceback of an error; --version.\n",
+        ]
+    )
+
+
+def _list(arguments: list[str]) -> None:
+    from densectx import listing
+    from densectx.registry import REGISTRIES
+
+    parser = _Parser("list", description="What is registered, and whether its metadata is in order.")
+    parser.add_argument("kind", nargs="?", metavar="KIND", help="one of " + ", ".join(REGISTRIES))
+    parser.add_argument("--json", action="store_true", help='print one object with "format": 1')
+    parser.add_argument("--check", action="store_true", help="import what other packages provide, a process each")
+    given = parser.parse_args(arguments)
+    kinds = list(REGISTRIES) if given.kind is None else [listing.registry_of(given.kind).kind]
+    lines = listing.listed(kinds, check=given.check)
+    sys.stdout.write(listing.as_json(lines) if given.json else listing.table(lines))
+
+
+def _show(arguments: list[str]) -> None:
+    from densectx import listing
+
+    parser = _Parser("show", description="Origin, options and documentation of one registered name.")
+    parser.add_argument("kind", metavar="KIND", help="e.g. tasks")
+    parser.add_argument("name", metavar="NAME", help="as `densectx list` prints it")
+    given = parser.parse_args(arguments)
+    sys.stdout.write(listing.shown(given.kind, given.name))

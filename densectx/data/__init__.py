@@ -1,0 +1,1 @@
+"""Data: sources, samples and loaders; knows no model."""

@@ -1,0 +1,46 @@
+"""The contract of a data set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, TypeAlias
+
+from torch.utils.data import Dataset as TorchDataset
+
+from densectx.types import Sample, SourceInfo
+
+Split: TypeAlias = Literal["train", "val", "test"]
+
+
+class Dataset(TorchDataset[Sample], ABC):
+    """Samples of one split of one source, in a fixed order.
+
+    The constructor takes the options of the config and the runtime argument ``split``; it only stores them:
+    files are first touched by ``len()`` or an item, so that an impossible config is refused before data is read.
+    A data set draws nothing at random of its own: equal index, equal sample (augmentation comes after).
+
+    Attributes:
+        info: what a model must know of the source; the same for every split, known without reading data.
+    """
+
+    info: SourceInfo
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples.
+
+        Raises:
+            DataError: a folder or list is missing or empty; the path is named.
+        """
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """One sample, see :data:`densectx.types.Sample` (without ``key``).
+
+        Raises:
+            DataError: a file is broken or inconsistent; the file is named.
+        """
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What messages and reports call a sample: its path, or an index."""

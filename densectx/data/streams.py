@@ -1,0 +1,128 @@
+"""Which samples a step takes, counted from the step alone: nothing to store, nothing that depends on workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias, final
+
+import torch
+from torch.utils.data import Sampler
+
+from densectx.rng import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+Sampling: TypeAlias = Literal["joint", "alternate"]
+
+
+Item: TypeAlias = tuple[str, int, int]
+"""A sample to fetch: source, pass over the source, index in it."""
+
+
+@final
+class Stream:
+    """Endless positions over a source: pass = p // n, index = permutation(seed, source, pass)[p % n].
+
+    So each sample comes exactly once a pass, whatever the batch size, the number of ranks or the epoch length.
+
+    Args:
+        seed: of the whole run.
+        source: name of the source.
+        length: its number of samples, positive.
+    """
+
+    def __init__(self, seed: int, source: str, length: int) -> None:
+        self.seed, self.source, self.length = seed, source, length
+        self._pass, self._order = -1, [0]
+
+    def __getitem__(self, position: int) -> Item:
+        pass_, place = divmod(position, self.length)
+        if pass_ != self._pass:
+            rng = generator(self.seed, self.source, pass_, "order")
+            self._pass, self._order = pass_, torch.randperm(self.length, generator=rng).tolist()
+        return self.source, pass_, self._order[place]
+
+
+@final
+class StepSampler(Sampler[list[Item]]):
+    """The items of this rank, one training step after the other, from the step where the run stands.
+
+    At step k rank r of W takes the positions [(k W + r) b, (k W + r + 1) b) of a source with batch size b, so the
+    global order depends on W b only. ``joint``: every source at every step. ``alternate``: step k takes source
+    k mod S at its own step k // S.
+
+    Args:
+        lengths: samples a source.
+        batch_sizes: samples a step and rank, a source.
+        sampling: joint or alternate.
+        seed: of the whole run.
+        world: number of ranks.
+        rank: this one.
+        steps: steps an iteration (epoch) yields.
+        start: gives the number of steps done, asked at the begin of every iteration.
+    """
+
+    def __init__(
+        self,
+        lengths: Mapping[str, int],
+        batch_sizes: Mapping[str, int],
+        *,
+        sampling: Sampling,
+        seed: int,
+        world: int,
+        rank: int,
+        steps: int,
+        start: Callable[[], int],
+    ) -> None:
+        self._streams = [Stream(seed, source, length) for source, length in lengths.items()]
+        self._batch_sizes, self._sampling = dict(batch_sizes), sampling
+        self._world, self._rank, self._steps, self._start = world, rank, steps, start
+
+    def batch(self, step: int) -> list[Item]:
+        """The items of one step of the run."""
+        streams = self._streams
+        if self._sampling == "alternate":
+            step, which = divmod(step, len(streams))
+            streams = [streams[which]]
+        items = []
+        for stream in streams:
+            size = self._batch_sizes[stream.source]
+            first = (step * self._world + self._rank) * size
+            items += [stream[position] for position in range(first, first + size)]
+        return items
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        first = self._start()
+        return map(self.batch, range(first, first + self._steps))
+
+    def __len__(self) -> int:
+        return self._steps
+
+
+@final
+class EvalSampler(Sampler[list[Item]]):
+    """Every sample exactly once over all ranks, in pass 0: sources one after the other, batches of one source.
+
+    Rank r of W takes the indices r, r + W, ... of each source, unpadded, so ranks may have different numbers of
+    batches.
+
+    Args:
+        lengths: samples a source; 0 leaves it out.
+        batch_sizes: samples a batch, a source.
+        world: number of ranks.
+        rank: this one.
+    """
+
+    def __init__(self, lengths: Mapping[str, int], batch_sizes: Mapping[str, int], *, world: int, rank: int) -> None:
+        self._batches = [
+            [(source, 0, index) for index in indices[first : first + batch_sizes[source]]]
+            for source, length in lengths.items()
+            for indices in [range(rank, length, world)]
+            for first in range(0, len(indices), batch_sizes[source])
+        ]
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)

@@ -1,0 +1,60 @@
+"""Errors a user can cause, each with the exit status of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DensectxError(Exception):
+    """Base of all errors that a user can cause; ``status`` is the exit status of the command line."""
+
+    status = 1
+
+
+class ConfigError(DensectxError):
+    """A config, an option or a call that cannot work (status 2)."""
+
+    status = 2
+
+
+class DataError(DensectxError):
+    """A file or sample that is broken, missing or inconsistent (status 3)."""
+
+    status = 3
+
+
+class CheckpointError(DensectxError):
+    """A checkpoint that is damaged, foreign or does not fit (status 4)."""
+
+    status = 4
+
+
+class PluginError(DensectxError):
+    """An extension package that is missing, broken or in conflict (status 5)."""
+
+    status = 5
+
+
+class NumericError(DensectxError):
+    """A value that is not finite (status 6)."""
+
+    status = 6
+
+
+class StorageError(DensectxError):
+    """A file system that does not take what is written (status 8)."""
+
+    status = 8
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence: ``"; did you mean 'x'?"`` for the nearest known name, else ``"."``."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for an unknown name: what, the nearest known one, and all that are known."""
+    names = sorted(known)
+    return f"unknown {kind} {name!r}{suggest(name, names)} Known: {', '.join(names) or 'none'}."

@@ -1,0 +1,74 @@
+"""The plainest heads: per-cell linear maps and bilinear upsampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from torch import Tensor, nn
+
+from densectx.errors import ConfigError
+from densectx.heads.base import Head
+from densectx.nn.precision import full
+from densectx.nn.resize import bicubic, upsample
+from densectx.types import Feature
+
+
+@final
+class Linear(Head):
+    """Dropout, 1x1 convolution on the context features, bilinear upsampling to full size.
+
+    (B, C, H / s, W / s) -> (B, out_channels, H * scale, W * scale).
+
+    Args:
+        features: given by the model.
+        out_channels: given by the task.
+        scale: given by the task.
+        residual: given by the task; adds the (bicubically enlarged) input, and starts at zero.
+        dropout: probability, on whole channels.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        out_channels: int,
+        scale: int = 1,
+        residual: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.factor, self.scale, self.residual = features[-1].stride * scale, scale, residual
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv = nn.Conv2d(features[-1].channels, out_channels, 1)
+        if residual:
+            nn.init.zeros_(self.conv.weight)
+            nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # Conv2d's bias is typed Optional; it is there
+
+    def forward(self, features: Sequence[Tensor], x: Tensor) -> Tensor:
+        """See :class:`Head`."""
+        y = upsample(self.conv(self.dropout(features[-1])), self.factor)
+        return full(y) + bicubic(full(x[:, : y.shape[1]]), up=self.scale) if self.residual else y
+
+
+@final
+class Upsample(Head):
+    """Bilinear upsampling alone, no parameters: the context module's channels are the answer (the paper's nets).
+
+    Args:
+        features: given by the model; the last level's channels must equal ``out_channels``.
+        out_channels: given by the task.
+        scale: given by the task.
+    """
+
+    def __init__(self, features: Sequence[Feature], out_channels: int, scale: int = 1) -> None:
+        super().__init__()
+        if features[-1].channels != out_channels:
+            raise ConfigError(
+                f"head 'upsample' has no weights: the context's {features[-1].channels} channels must equal the"
+                f" task's {out_channels}; set model.projection.channels to {out_channels}, or take head 'linear'."
+            )
+        self.factor = features[-1].stride * scale
+
+    def forward(self, features: Sequence[Tensor], x: Tensor) -> Tensor:
+        """See :class:`Head`."""
+        return upsample(features[-1], self.factor)

@@ -1,0 +1,78 @@
+"""A photograph under the colours of its classes, with a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+_COLOUR, _SATURATION = 0.55, 0.35  # share of the class colour; how much colour the photograph keeps below it
+_SHADOW = 36  # what black becomes: class colours stay apart in the dark
+_PAPER, _INK, _FRAME = (250, 250, 250), (32, 32, 32), (150, 150, 150)
+
+
+def overlay(
+    photograph: NDArray[np.uint8],
+    ids: NDArray[np.uint8],
+    names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> Image.Image:
+    """Blend, outline and explain classes.
+
+    Args:
+        photograph: (h, w, 3) sRGB; enlarged to the size of ``ids``.
+        ids: (H, W) class of each pixel.
+        names: of the classes.
+        palette: their colours.
+
+    Returns:
+        An RGB image at least W wide, the picture above a legend of the classes that occur, largest first.
+    """
+    height, width = ids.shape
+    base = np.asarray(Image.fromarray(photograph).resize((width, height)), np.float32)
+    base = base * _SATURATION + base.mean(2, keepdims=True) * (1 - _SATURATION)
+    base = _SHADOW + base * (1 - _SHADOW / 255)
+    colours = np.asarray(palette, np.float32)[ids]
+    mixed = base * (1 - _COLOUR) + colours * _COLOUR
+    edge = _edges(ids, thickness=max(1, min(height, width) // 600))
+    mixed[edge] = mixed[edge] * 0.35 + 255 * 0.65
+    counts = np.bincount(ids.ravel(), minlength=len(names))
+    present = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    legend = _legend([(names[i], palette[i]) for i in present], width, max(13, min(height, width) // 36))
+    sheet = Image.new("RGB", (max(width, legend.width), height + legend.height), _PAPER)
+    sheet.paste(Image.fromarray(mixed.round().astype(np.uint8)), (0, 0))
+    sheet.paste(legend, (0, height))
+    return sheet
+
+
+def _edges(ids: NDArray[np.uint8], thickness: int) -> NDArray[np.bool_]:
+    """Pixels whose lower or right neighbours, up to ``thickness`` away, are of another class."""
+    edge = np.zeros(ids.shape, np.bool_)
+    for step in range(1, thickness + 1):
+        edge[:-step] |= ids[:-step] != ids[step:]
+        edge[:, :-step] |= ids[:, :-step] != ids[:, step:]
+    return edge
+
+
+def _legend(entries: Sequence[tuple[str, tuple[int, int, int]]], width: int, size: int) -> Image.Image:
+    """Rows of swatches with names, at least ``width`` wide and as high as it takes."""
+    font = ImageFont.load_default(size)
+    gap, row = round(size * 0.5), round(size * 1.7)
+    swatch = round(size * 1.05)
+    widths = [swatch + gap + round(font.getlength(name)) + 2 * gap for name, _ in entries]
+    places, x, y = [], gap, gap
+    for needed in widths:
+        if x > gap and x + needed > width:
+            x, y = gap, y + row
+        places.append((x, y))
+        x += needed
+    legend = Image.new("RGB", (max([width, *(gap + w for w in widths)]), y + row + gap), _PAPER)
+    draw = ImageDraw.Draw(legend)
+    for (name, colour), (left, top) in zip(entries, places, strict=True):
+        middle = top + row // 2
+        box = (left, middle - swatch // 2, left + swatch, middle - swatch // 2 + swatch)
+        draw.rounded_rectangle(box, radius=size // 5, fill=colour, outline=_FRAME)
+        draw.text((left + swatch + gap, middle), name, fill=_INK, font=font, anchor="lm")
+    return legend

@@ -1,0 +1,98 @@
+"""What was done in an output folder: ``summary.json``, and a journal while the work goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from densectx.errors import ConfigError
+from densectx.inference.files import replace, storage_error
+
+SUMMARY, JOURNAL = "summary.json", "summary.partial.jsonl"
+FORMAT = 1
+
+Entry = dict[str, Any]
+"""``{path, size, mtime_ns, sha256, outputs, status, error}``; outputs are paths below the folder. Status: ``done``,
+``skipped`` (done by an earlier run), ``failed``, ``started`` (interrupted while its outputs were written)."""
+
+
+@final
+class Record:
+    """The record of an output folder.
+
+    The journal names the outputs of an input before the first of them is written: after a kill at any moment, what
+    exists is known to be ours. Entries of earlier runs with the same model and options are kept as ``earlier``.
+
+    Args:
+        root: the output folder.
+        head: ``{format, model, options, device}`` of this run.
+        trusted: whether a summary that cannot be read is an error (else it is forgotten).
+
+    Raises:
+        ConfigError: the folder has a summary that is not ours.
+    """
+
+    def __init__(self, root: Path, head: Mapping[str, Any], *, trusted: bool = True) -> None:
+        self.root, self.head = root, dict(head)
+        self.entries: dict[str, Entry] = {}
+        try:
+            before, entries = _read(root)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if trusted:
+                raise ConfigError(
+                    f"{root / SUMMARY}: is no summary of `densectx predict`; name another -o, or --overwrite."
+                ) from error
+            before, entries = None, {}
+        self.existed = before is not None
+        self.same = before is not None and _identity(before) == _identity(self.head)
+        self.carried = {key: e for key, e in entries.items() if e["status"] != "failed"} if self.same else {}
+
+    def start(self) -> None:
+        """Open the journal; the first thing that is written."""
+        lines = [json.dumps(self.head), *(json.dumps([key, entry]) for key, entry in self.carried.items())]
+        replace(self.root, JOURNAL, "".join(line + "\n" for line in lines).encode())
+        self._journal = open(self.root / JOURNAL, "a", encoding="ascii")  # noqa: SIM115 - closed by finish
+
+    def add(self, key: str, entry: Entry) -> None:
+        """Note an input under the key of its outputs; a later entry of the same key takes its place."""
+        self.entries[key] = entry
+        try:
+            self._journal.write(json.dumps([key, entry]) + "\n")
+            self._journal.flush()
+        except OSError as error:
+            raise storage_error(self.root / JOURNAL, error) from error
+
+    def finish(self) -> dict[str, Any]:
+        """Write the summary, remove the journal, and return what was written."""
+        left = [entry for key, entry in self.carried.items() if key not in self.entries]
+        summary = {**self.head, "inputs": list(self.entries.values()), "earlier": left}
+        replace(self.root, SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+        self._journal.close()
+        (self.root / JOURNAL).unlink()
+        return summary
+
+
+def _read(root: Path) -> tuple[dict[str, Any] | None, dict[str, Entry]]:
+    """Head and entries by key; (None, {}) without a record. Raises what damaged JSON raises."""
+    if (root / JOURNAL).is_file():
+        first, *lines = (root / JOURNAL).read_text(encoding="ascii").split("\n")
+        return _checked(json.loads(first)), dict(json.loads(line) for line in lines[:-1])  # the last may be torn
+    if (root / SUMMARY).is_file():
+        summary = _checked(json.loads((root / SUMMARY).read_text(encoding="utf-8")))
+        entries = summary["inputs"] + summary["earlier"]
+        return summary, {entry["outputs"][0]: entry for entry in entries if entry["outputs"]}
+    return None, {}
+
+
+def _checked(head: dict[str, Any]) -> dict[str, Any]:
+    if head["format"] != FORMAT:
+        raise ValueError(head["format"])
+    _identity(head)
+    return head
+
+
+def _identity(head: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What answers depend on; where the model lies and on what device it ran is not part of it."""
+    return head["model"]["sha256"], head["options"]

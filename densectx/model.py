@@ -1,0 +1,260 @@
+"""The deployable network: backbone, projection, one context module, tasks. Pure torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from densectx.backbones.base import Backbone
+from densectx.errors import ConfigError, unknown
+from densectx.nn.colour import grey
+from densectx.nn.context import Context
+from densectx.nn.norm import NORMS, set_norm
+from densectx.nn.precision import full
+from densectx.nn.resize import bicubic, pad_to_multiple
+from densectx.registry import BACKBONES, CONTEXTS, TASKS
+from densectx.tasks.base import Task
+from densectx.types import Feature, SourceInfo
+
+_KEYS = ("backbone", "projection", "context", "tasks", "norm", "ablate")
+_PROJECTION = {"channels": 128, "activation": "relu"}
+
+
+@final
+class DenseModel(nn.Module):
+    """One trunk for every task: backbone -> 1x1 projection -> context module -> one head a task.
+
+    Inputs of any size >= 1 are padded bottom and right to a multiple of the total stride by repeating the border,
+    and outputs are cropped; tasks whose adapted input is the same tensor share one pass through the trunk.
+
+    Args:
+        backbone: built backbone.
+        projection: the last level to the context's channels (``nn.Identity`` for none).
+        contexts: one shared module under the key ``"shared"``, or one a task under the task's key.
+        tasks: built tasks by key.
+        ablate: ``"trunk_zero"`` feeds the heads zeros instead of features.
+        config: what :meth:`from_config` can build this model from again, in plain JSON types.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        projection: nn.Module,
+        contexts: Mapping[str, Context],
+        tasks: Mapping[str, Task],
+        *,
+        ablate: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.projection = backbone, projection
+        self.context = nn.ModuleDict(contexts)
+        self.tasks = nn.ModuleDict(tasks)
+        self.ablate = ablate
+        self.config = dict(config or {})
+        self.stride = max(feature.stride for feature in backbone.features)
+
+    def task(self, key: str) -> Task:
+        """The task of a key."""
+        return cast("Task", self.tasks[key])
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], sources: Mapping[str, SourceInfo]) -> DenseModel:
+        """Build a model from the ``model`` part of a config.
+
+        Args:
+            config: ``{backbone, projection, context, tasks: {key: {name, source, ...}}, norm, ablate}``; null is the
+                same as absent, except for ``projection: null``, which means none.
+            sources: what each data source is; used by the tasks that name it.
+
+        Raises:
+            ConfigError: unknown keys, names or options, and combinations that cannot work.
+        """
+        for key in config:
+            if key not in _KEYS:
+                raise ConfigError(f"model: {unknown('key', key, _KEYS)}")
+        specs = {key: spec for key, spec in (config.get("tasks") or {}).items() if spec is not None}
+        if not config.get("backbone") or not specs:
+            raise ConfigError("model: a backbone and at least one task are needed (model.backbone, model.tasks).")
+        norm, ablate = config.get("norm") or "batch", config.get("ablate")
+        if norm not in NORMS or ablate not in (None, "trunk_zero"):
+            raise ConfigError(f"model: norm {norm!r} is not one of {', '.join(NORMS)}, or ablate {ablate!r} no arm.")
+        backbone: Backbone = BACKBONES.build(config["backbone"], "model.backbone")
+        set_norm(backbone, norm)
+        projection, channels = _projection(config.get("projection", _PROJECTION), backbone.features[-1].channels)
+        context = config.get("context") or "basic"
+        context = {"name": context} if isinstance(context, str) else dict(context)
+        keys = ["shared"] if context.pop("share", True) else list(specs)
+        contexts = {key: CONTEXTS.build(context, "model.context", in_channels=channels) for key in keys}
+        features = (*backbone.features, Feature(channels, backbone.features[-1].stride))
+        tasks, used = {}, {}
+        for key, spec in specs.items():
+            where = f"model.tasks.{key}"
+            if not key.isidentifier():
+                raise ConfigError(f"{where}: a task's key has to be an identifier.")
+            source = str(spec.get("source")) if isinstance(spec, Mapping) else "none"
+            if source not in sources:
+                raise ConfigError(f"{where}.source: {unknown('source', source, sources)}")
+            used[source] = sources[source].to_config()
+            runtime: dict[str, Any] = {
+                "features": features,
+                "in_channels": backbone.in_channels,
+                "info": sources[source],
+            }
+            try:
+                tasks[key] = TASKS.build(spec, **runtime)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
+        return cls(
+            backbone, projection, contexts, tasks, ablate=ablate, config={**_plain(dict(config)), "sources": used}
+        )
+
+    def trunk(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W), multiples of ``stride`` -> the pyramid and the projected last level."""
+        pyramid = self.backbone(x)
+        features = [*pyramid, self.projection(pyramid[-1])]
+        return [torch.zeros_like(f) for f in features] if self.ablate == "trunk_zero" else features
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Task inputs by key, {task: (B, channels, H, W)} -> {task: (B, K, H * scale, W * scale)}."""
+        passes: dict[int, tuple[Tensor, list[Tensor]]] = {}  # by identity; holds the key's tensor alive
+        contexts: dict[tuple[int, str], Tensor] = {}
+        outputs = {}
+        for key, x in inputs.items():
+            task = self.task(key)
+            adapted = task.adapt(x)
+            if id(adapted) not in passes:
+                passes[id(adapted)] = (adapted, self.trunk(pad_to_multiple(adapted, self.stride)))
+            *pyramid, projected = passes[id(adapted)][1]
+            which = "shared" if "shared" in self.context else key
+            if (id(adapted), which) not in contexts:
+                contexts[id(adapted), which] = self.context[which](projected)
+            features = [*pyramid, contexts[id(adapted), which]]
+            output = task.head(features, pad_to_multiple(x, self.stride))
+            height, width = (size * task.scale for size in x.shape[-2:])
+            outputs[key] = output[..., :height, :width]
+        return outputs
+
+    @torch.no_grad()
+    def predict(
+        self,
+        image: Tensor,
+        tasks: Iterable[str] | None = None,
+        options: Mapping[str, float | None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Answer for an image as it is given: nothing is added to it and it is not reduced.
+
+        Args:
+            image: (C, H, W) or (B, C, H, W), C = 1 or the model's channels, sRGB float 0..1 or uint8, any device.
+            tasks: keys of the tasks to answer, null for all.
+            options: run-time options, ``{"denoising.sigma": 25.0}``.
+
+        Returns:
+            {task: (K, H * scale, W * scale)} float32 on the image's device, batched as the image: class
+            probabilities, restored sRGB (unclamped), colorized sRGB.
+
+        Raises:
+            ConfigError: unknown task or option, a shape or type that no image has.
+        """
+        keys = list(self.tasks) if tasks is None else list(tasks)
+        for key in keys:
+            if key not in self.tasks:
+                raise ConfigError(unknown("task", key, self.tasks))
+        wanted = self._options(options or {})
+        batch, device = as_batch(image), next(self.parameters()).device
+        training = self.training
+        self.eval()
+        try:
+            found = {key: self._answer(self.task(key), key, batch.to(device), wanted[key]) for key in keys}
+        finally:
+            self.train(training)
+        return {key: (y if image.ndim == 4 else y[0]).float().to(image.device) for key, y in found.items()}
+
+    def _options(self, given: Mapping[str, float | None]) -> dict[str, dict[str, float | None]]:
+        known = {f"{key}.{name}": value for key in self.tasks for name, value in self.task(key).options.items()}
+        for name in given:
+            if name not in known:
+                raise ConfigError(unknown("option", name, known))
+        wanted: dict[str, dict[str, float | None]] = {key: {} for key in self.tasks}
+        for name, value in (known | dict(given)).items():
+            key, _, option = name.rpartition(".")
+            wanted[key][option] = value
+        return wanted
+
+    def _answer(self, task: Task, key: str, image: Tensor, options: Mapping[str, float | None]) -> Tensor:
+        def run(batch: Tensor) -> Tensor:
+            x = task.inputs(batch, options)
+            return task.postprocess(full(self({key: x})[key]), x)
+
+        channels = self.channels(key)
+        if image.shape[1] == channels:
+            return run(image)
+        if image.shape[1] == 1:
+            return run(image.expand(-1, channels, -1, -1))
+        if channels == 1 and image.shape[1] == 3:
+            if task.on_colour == "gray":
+                return run(grey(image))
+            return _luma_only(run, image, task.scale) if task.on_colour == "luma" else _per_channel(run, image)
+        raise ConfigError(f"an image of {image.shape[1]} channels; this model takes 1 or {channels}.")
+
+    def channels(self, key: str) -> int:
+        """Channels of the images that a task takes."""
+        info = self.config.get("sources", {}).get(self.task(key).source, {})
+        return int(info.get("channels", 3))
+
+
+def as_batch(image: Tensor) -> Tensor:
+    """(C, H, W) or (B, C, H, W), float or uint8 -> (B, C, H, W) float32, sRGB 0..1.
+
+    Raises:
+        ConfigError: another number of dimensions, an empty image, or another type.
+    """
+    if image.ndim not in (3, 4) or 0 in image.shape:
+        raise ConfigError(f"an image of shape {tuple(image.shape)}; expected (C, H, W) or (B, C, H, W), not empty.")
+    if not (image.is_floating_point() or image.dtype == torch.uint8):
+        raise ConfigError(f"an image of type {image.dtype}; expected float in 0..1 or uint8.")
+    image = image if image.ndim == 4 else image[None]
+    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+
+
+def _projection(spec: Any, channels: int) -> tuple[nn.Module, int]:
+    if spec is None:
+        return nn.Identity(), channels
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"model.projection: expected {{channels, activation}} or null, got {spec!r}.")
+    for key in spec:
+        if key not in _PROJECTION:
+            raise ConfigError(f"model.projection: {unknown('key', str(key), _PROJECTION)}")
+    options = {**_PROJECTION, **spec}
+    out, activation = options["channels"], options["activation"] or "none"
+    if not isinstance(out, int) or out < 1 or activation not in ("relu", "none"):
+        raise ConfigError(
+            f"model.projection: channels {out!r} is no positive integer, or activation {activation!r} not relu or none."
+        )
+    conv = nn.Conv2d(channels, out, 1)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return (nn.Sequential(conv, nn.ReLU(inplace=True)) if activation == "relu" else conv), out
+
+
+def _per_channel(run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    batch, channels, height, width = image.shape
+    answer = run(image.reshape(batch * channels, 1, height, width))
+    return answer.reshape(batch, channels * answer.shape[1], *answer.shape[2:])
+
+
+def _luma_only(run: Callable[[Tensor], Tensor], image: Tensor, scale: int) -> Tensor:
+    from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
+
+    ycc = rgb_to_ycbcr(image)
+    rgb: Tensor = ycbcr_to_rgb(torch.cat([run(ycc[:, :1]), bicubic(ycc[:, 1:], up=scale)], 1))
+    return rgb
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences as dicts and lists, so that a config is JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

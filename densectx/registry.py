@@ -1,0 +1,298 @@
+"""Names to classes: built-in tables, decorators and entry points, resolved lazily. Standard library only.
+
+Packages extend densectx with one line, ``[project.entry-points."densectx.tasks"] edges = "my_package:Edges"``;
+nothing of theirs is imported before the name is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from densectx.errors import ConfigError, PluginError, suggest, unknown
+
+if TYPE_CHECKING:
+    from densectx.types import Spec
+
+T = TypeVar("T")
+Factory = Callable[..., Any]
+
+_BUILTIN: dict[str, dict[str, str]] = {
+    "backbones": {
+        "dilated_resnet18": "densectx.backbones.timm:dilated_resnet18",
+        "dilated_resnet34": "densectx.backbones.timm:dilated_resnet34",
+        "dilated_resnet50": "densectx.backbones.timm:dilated_resnet50",
+        "dilated_resnet101": "densectx.backbones.timm:dilated_resnet101",
+        "dilated_vgg16": "densectx.backbones.vgg:DilatedVGG16",
+        "plain": "densectx.backbones.plain:Plain",
+        "timm": "densectx.backbones.timm:Timm",
+    },
+    "contexts": {
+        "aspp": "densectx.nn.aspp:ASPP",
+        "basic": "densectx.nn.context:basic",
+        "context7": "densectx.nn.context:context7",
+        "context10": "densectx.nn.context:context10",
+        "large": "densectx.nn.context:large",
+        "none": "densectx.nn.context:NoContext",
+    },
+    "heads": {
+        "decoder": "densectx.heads.decoder:Decoder",
+        "linear": "densectx.heads.linear:Linear",
+        "upsample": "densectx.heads.linear:Upsample",
+    },
+    "tasks": {
+        "colorization": "densectx.tasks.colorization:Colorization",
+        "denoising": "densectx.tasks.denoising:Denoising",
+        "segmentation": "densectx.tasks.segmentation:Segmentation",
+        "super_resolution": "densectx.tasks.super_resolution:SuperResolution",
+    },
+    "datasets": {
+        "folder": "densectx.data.folder:Folder",
+        "image_mask": "densectx.data.image_mask:ImageMask",
+        "mosaic": "densectx.data.mosaic:Mosaic",
+    },
+    "losses": {
+        "charbonnier": "densectx.losses:Charbonnier",
+        "cross_entropy": "densectx.losses:CrossEntropy",
+        "l1": "densectx.losses:L1",
+        "mse": "densectx.losses:MSE",
+    },
+    "models": {},
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: where it comes from, without importing it."""
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    target: str
+    entry_point: EntryPoint | None = None
+
+    @property
+    def origin(self) -> str:
+        """``"distribution version"``, as errors name it."""
+        return f"{self.distribution} {self.version}".strip()
+
+
+class Registry(Generic[T]):
+    """One kind of part by name: built-ins, names registered in this process, entry points ``densectx.<kind>``.
+
+    Args:
+        kind: plural of the kind, e.g. ``"tasks"``.
+        builtin: name -> ``"module:attribute"`` of densectx's own.
+    """
+
+    def __init__(self, kind: str, builtin: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.singular = kind.removesuffix("es") if kind == "losses" else kind.removesuffix("s")
+        self._builtin = dict(builtin)
+        self._local: dict[str, Factory] = {}
+
+    def register(self, name: str) -> Callable[[Factory], Factory]:
+        """Decorator for notebooks and tests. The same object twice is a no-op.
+
+        Raises:
+            PluginError: another object is registered under the name; both packages are named.
+        """
+
+        def decorate(factory: Factory) -> Factory:
+            taken = [entry for entry in self.entries() if entry.name == name]
+            if self._local.get(name) is not factory:
+                if taken:
+                    raise PluginError(
+                        f"{self.singular} {name!r} of {factory.__module__} is already provided by {taken[0].origin}"
+                        f" ({taken[0].target}); choose another name."
+                    )
+                self._local[name] = factory
+            return factory
+
+        return decorate
+
+    def unregister(self, name: str) -> None:
+        """Forget a name registered in this process."""
+        self._local.pop(name, None)
+
+    def entries(self) -> list[Entry]:
+        """All registered names, sorted; a name that several distributions provide appears once for each."""
+        own = sys.modules["densectx"].__version__  # not the metadata: a source tree may have none, or an old one
+        found = [Entry(self.kind, name, "densectx", own, target) for name, target in self._builtin.items()]
+        for name, factory in self._local.items():
+            found.append(Entry(self.kind, name, factory.__module__, "", f"{factory.__module__}:{_name(factory)}"))
+        for point in entry_points(group=f"densectx.{self.kind}"):
+            dist = point.dist.name if point.dist else "?"
+            found.append(
+                Entry(self.kind, point.name, dist, point.dist.version if point.dist else "", point.value, point)
+            )
+        return sorted(set(found), key=lambda entry: (entry.name, entry.distribution, entry.target))
+
+    def names(self) -> list[str]:
+        """Every registered name; imports nothing."""
+        return sorted({entry.name for entry in self.entries()})
+
+    def entry(self, name: str) -> Entry:
+        """The entry of a name; ``"distribution/name"`` settles a clash.
+
+        Raises:
+            ConfigError: unknown name; the nearest known one is suggested.
+            PluginError: several distributions provide the name; both are named with their versions.
+        """
+        distribution, _, short = name.rpartition("/")
+        found = [e for e in self.entries() if e.name == short and distribution in ("", e.distribution)]
+        if not found:
+            known = self.names()
+            raise ConfigError(f"{unknown(self.singular, name, known)} `densectx list {self.kind}` prints them.")
+        if len(found) > 1:
+            both = " and ".join(f"{e.origin} ({e.target})" for e in found)
+            choices = " or ".join(repr(f"{e.distribution}/{short}") for e in found)
+            raise PluginError(f"{self.singular} {short!r} is provided by {both}; write {choices}, or uninstall one.")
+        return found[0]
+
+    def get(self, name: str) -> Factory:
+        """The class or factory of a name, imported now. ``"package.module:Attr"`` needs an allow-listed package.
+
+        Raises:
+            ConfigError: unknown name, or a package that is not allow-listed.
+            PluginError: the package cannot be imported; its distribution, version and reason are named.
+        """
+        if ":" in name:
+            return _import_allowed(self.singular, name)
+        entry = self.entry(name)
+        if entry.entry_point is None and entry.distribution != "densectx":
+            return self._local[entry.name]
+        try:
+            if entry.entry_point is not None:
+                factory = entry.entry_point.load()
+            else:
+                module, attribute = entry.target.split(":")
+                factory = getattr(importlib.import_module(module), attribute)
+        except (Exception, SystemExit) as error:
+            if entry.distribution == "densectx":
+                raise
+            raise PluginError(
+                f"{self.singular} {name!r} ({entry.target} of {entry.origin}) cannot be loaded:"
+                f" {type(error).__name__}: {error}. Repair or uninstall {entry.distribution}."
+            ) from error
+        if not callable(factory):
+            raise PluginError(f"{self.singular} {name!r} ({entry.target} of {entry.origin}) is not callable.")
+        if missing := sorted(getattr(factory, "__abstractmethods__", ())):
+            raise PluginError(
+                f"{self.singular} {name!r} ({entry.target} of {entry.origin}) lacks {', '.join(missing)}:"
+                f" an abstract class cannot be built."
+            )
+        return factory  # type: ignore[no-any-return]  # EntryPoint.load returns Any
+
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        """The keyword options of a name, from its signature, runtime arguments included."""
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = inspect.signature(self.get(name)).parameters
+        return {key: value for key, value in parameters.items() if value.kind in kinds}
+
+    def check(self, spec: Spec, runtime: Iterable[str] = (), where: str = "") -> tuple[str, dict[str, Any]]:
+        """Split a spec into name and options, both checked; builds nothing.
+
+        Args:
+            spec: ``"name"`` or ``{"name": ..., option: value}``.
+            runtime: names of the arguments that the caller supplies; a spec may not set them.
+            where: key path of the spec, for messages.
+
+        Raises:
+            ConfigError: no name, unknown name or option, runtime argument set, required option missing.
+        """
+        at = f"{where}: " if where else ""
+        if isinstance(spec, str):
+            spec = {"name": spec}
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+            raise ConfigError(
+                f"{at}expected a {self.singular} as a name or a mapping with 'name', got {spec!r}."
+                f" `densectx list {self.kind}` prints the names."
+            )
+        try:
+            name, given = spec["name"], {str(k): v for k, v in spec.items() if k != "name"}
+            options, supplied = self.options(name), set(runtime)
+        except ConfigError as error:
+            raise ConfigError(f"{at}{error}") from None
+        for key in given:
+            if key in supplied:
+                raise ConfigError(f"{at}{self.singular} {name!r}: option {key!r} is set by densectx, not by a config.")
+            if key not in options:
+                known = sorted(set(options) - supplied)
+                raise ConfigError(
+                    f"{at}{self.singular} {name!r} has no option {key!r}{suggest(key, known)}"
+                    f" Its options: {', '.join(known) or 'none'}."
+                )
+        missing = [
+            key
+            for key, value in options.items()
+            if value.default is inspect.Parameter.empty and key not in given and key not in supplied
+        ]
+        if missing:
+            raise ConfigError(f"{at}{self.singular} {name!r} needs {', '.join(map(repr, missing))}.")
+        return name, given
+
+    def build(self, spec: Spec, where: str = "", **runtime: Any) -> T:
+        """Build the part that a spec names; only the runtime arguments that it takes are passed.
+
+        Raises:
+            ConfigError, PluginError: as :meth:`check` and :meth:`get`.
+        """
+        name, given = self.check(spec, runtime, where)
+        wanted = self.options(name)
+        built: T = self.get(name)(**given, **{key: value for key, value in runtime.items() if key in wanted})
+        return built
+
+
+_allowed: set[str] = set()
+
+
+def allow_import(package: str) -> None:
+    """Let configs name ``"package.module:Attr"`` of this package (the command line's ``--allow-import``)."""
+    _allowed.add(package)
+
+
+def _import_allowed(kind: str, target: str) -> Factory:
+    module, _, attribute = target.partition(":")
+    package = module.partition(".")[0]
+    if package not in _allowed:
+        raise ConfigError(
+            f"{kind} {target!r}: importing {package!r} from a config is not allowed;"
+            f" register it as an entry point, or pass --allow-import {package} if you trust it."
+        )
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{kind} {target!r} cannot be imported: {type(error).__name__}: {error}.") from error
+    if not callable(factory):
+        raise ConfigError(f"{kind} {target!r} is not callable.")
+    return factory  # type: ignore[no-any-return]  # getattr returns Any
+
+
+def _name(factory: Factory) -> str:
+    return getattr(factory, "__qualname__", None) or repr(factory)
+
+
+def documentation(factory: Factory) -> str:
+    """The docstring of a class or factory; of the wrapped class for presets made with functools.partial."""
+    return inspect.getdoc(factory.func if isinstance(factory, partial) else factory) or ""
+
+
+BACKBONES: Registry[Any] = Registry("backbones", _BUILTIN["backbones"])
+CONTEXTS: Registry[Any] = Registry("contexts", _BUILTIN["contexts"])
+HEADS: Registry[Any] = Registry("heads", _BUILTIN["heads"])
+TASKS: Registry[Any] = Registry("tasks", _BUILTIN["tasks"])
+DATASETS: Registry[Any] = Registry("datasets", _BUILTIN["datasets"])
+LOSSES: Registry[Any] = Registry("losses", _BUILTIN["losses"])
+MODELS: Registry[Any] = Registry("models", _BUILTIN["models"])
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.kind: registry for registry in (BACKBONES, CONTEXTS, HEADS, TASKS, DATASETS, LOSSES, MODELS)
+}

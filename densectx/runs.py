@@ -1,0 +1,48 @@
+"""Run folders: ``runs/<config>/<version>/``, one a start, the same for every rank."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from pathlib import Path
+
+from densectx.errors import ConfigError
+
+_SHARED = "DENSECTX_RUN"  # Lightning's launcher starts the other ranks with this process's environment
+
+
+def run_folder(root: Path, name: str) -> Path:
+    """A new folder ``root/name/N``, N counting up; made by the first rank, read from the environment by the others.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
+    if not first_rank():  # started by torchrun or srun it is not told the name, but only the first rank writes
+        return Path(os.environ.get(_SHARED, root / name / "of-the-first-rank"))
+    try:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for version in count():
+            folder = root / name / str(version)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            os.environ[_SHARED] = str(folder.absolute())
+            return folder
+    except OSError as error:
+        raise ConfigError(
+            f"run folder {root / name}: cannot be made: {error}; set trainer.default_root_dir."
+        ) from error
+    raise AssertionError("unreachable")
+
+
+def first_rank() -> bool:
+    """Whether this process is the first of its job, as the launchers say (torchrun, srun, Lightning's own)."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return int(next((rank for rank in ranks if rank), "0")) == 0
+
+
+def newest(root: Path, name: str) -> Path | None:
+    """The newest run of a config that has a checkpoint."""
+    folders = [f for f in (root / name).glob("*") if f.name.isdecimal() and (f / "checkpoints" / "last.ckpt").exists()]
+    return max(folders, key=lambda f: int(f.name), default=None)

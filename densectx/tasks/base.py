@@ -1,0 +1,127 @@
+"""The contract of a task, the unit of extension."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from densectx.errors import ConfigError
+from densectx.heads.base import Head
+from densectx.losses import Criterion
+from densectx.types import Sample, Score, Terms
+
+Target = dict[str, Tensor]
+
+
+class Task(nn.Module, ABC):
+    """One question asked of every pixel: how a sample becomes input and target, head, loss, metrics, pictures.
+
+    A task is built by the model with the runtime arguments ``features`` (the trunk's levels), ``in_channels`` (of
+    the trunk) and ``info`` (:class:`densectx.types.SourceInfo` of its source) beside the options of the config; it
+    takes those it needs. Its constructor sets ``head``, ``metrics`` and ``criterion``.
+
+    Args:
+        source: key of the data source that feeds it.
+        weight: factor of its loss in the sum over tasks.
+        channels: channels of its input x.
+        in_channels: channels of the trunk's input.
+        maps: how many of the last channels are maps (a noise level) that the trunk may leave to the head.
+
+    Attributes:
+        requires: sample keys it cannot train or evaluate without.
+        score: the metric it is judged by and the trivial answer beside it.
+        scale: output size / input size.
+        options: run-time options of ``predict`` with their defaults (None: must be given or is estimated).
+        on_colour: what ``predict`` does with a colour image where the model has one channel: each channel on its
+            own, the luma only with bicubic chroma, or its gray version.
+        output: what the answer of ``predict`` is, for those who write it: ``"classes"`` (a probability for each
+            class of the source), ``"restored"`` (the input, improved: gray if the input is) or ``"image"`` (any other
+            picture if it has 1 or 3 channels, else numbers).
+    """
+
+    requires: ClassVar[tuple[str, ...]] = ("image",)
+    score: Score
+    head: Head
+    metrics: Metric
+    criterion: Criterion
+    scale: int = 1
+    options: Mapping[str, float | None] = {}
+    on_colour: Literal["per_channel", "luma", "gray"] = "gray"
+    output: Literal["classes", "restored", "image"] = "image"
+
+    def __init__(self, source: str, weight: float, *, channels: int, in_channels: int, maps: int = 0) -> None:
+        super().__init__()
+        if weight < 0:
+            raise ConfigError(f"task of source {source!r}: weight {weight} is negative.")
+        if in_channels not in (channels, channels - maps) and channels - maps != 1:
+            raise ConfigError(
+                f"a task of source {source!r} gives {channels - maps} channels, the backbone takes {in_channels};"
+                f" set model.backbone.in_channels to {channels}, or the channels of the source."
+            )
+        self.source, self.weight = source, weight
+        self.channels, self.in_channels, self.maps = channels, in_channels, maps
+
+    @abstractmethod
+    def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:
+        """A collated batch to (x, target), on its device, float32, without gradient.
+
+        Args:
+            batch: collated samples of the task's source, with the keys of ``requires``.
+            rngs: one generator a sample, the only source of randomness.
+
+        Returns:
+            x: (B, channels, H, W). A task that uses the image unchanged returns the very tensor: tasks with the
+                same input share a pass through the trunk.
+            target: tensors that ``loss``, ``update`` and ``draw`` read.
+        """
+
+    @abstractmethod
+    def inputs(self, image: Tensor, options: Mapping[str, float | None]) -> Tensor:
+        """What ``predict`` feeds the network: (B, C, H, W) sRGB 0..1 as it is given -> x. Adds no noise."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Target) -> Terms:
+        """(B, K, H * scale, W * scale) float32 -> {term: (sum, weight)}, see :class:`densectx.losses.Loss`."""
+
+    @abstractmethod
+    def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
+        """What ``predict`` returns and ``update`` compares: output, x -> (B, K', H * scale, W * scale) float32."""
+
+    @abstractmethod
+    def update(self, prediction: Tensor, x: Tensor, target: Target) -> None:
+        """Count a batch of postprocessed predictions in ``metrics``."""
+
+    @abstractmethod
+    def draw(self, prediction: Tensor, x: Tensor, target: Target) -> list[Tensor]:
+        """Pictures of one sample to put side by side: [(3, H', W')] sRGB 0..1, by rule input, answer, truth.
+
+        Args:
+            prediction: (1, K', H', W') postprocessed.
+            x: (1, channels, H, W).
+            target: as ``prepare`` gave it, one sample.
+        """
+
+    def adapt(self, x: Tensor) -> Tensor:
+        """The task's input to the trunk's: (B, channels, H, W) -> (B, in_channels, H, W).
+
+        The same tensor if the channels agree; one channel is repeated; a last extra channel (a noise-level map)
+        that the trunk does not take is left to the head.
+        """
+        if x.shape[1] == self.in_channels:
+            return x
+        image = x[:, : self.channels - self.maps]
+        return image.expand(-1, self.in_channels, -1, -1)  # one channel repeated, or the image without its maps
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """{loss term: its coefficient}; the terms are known before the first batch."""
+        return self.criterion.coefficients
+
+    def extra_repr(self) -> str:
+        """Source and weight."""
+        return f"source={self.source!r}, weight={self.weight}"

@@ -1,0 +1,179 @@
+"""``densectx fit``, ``validate`` and ``test``: LightningCLI around a composed config."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info
+
+from densectx.arguments import TOP_LEVEL, Takes, split_arguments
+from densectx.building import build_module, instantiate
+from densectx.checkpoint import fit, init_from, locate, read
+from densectx.config import Composed, check_keys, compose, dump
+from densectx.data.module import DataModule
+from densectx.errors import CheckpointError, ConfigError, DataError, PluginError
+from densectx.registry import allow_import
+from densectx.runs import newest, run_folder
+from densectx.usage import help_text
+
+_OPTIONS: dict[str, Takes] = {
+    "--allow-changed": "values",
+    "--allow-import": "values",
+    "--ckpt_path": "value",
+    "--debug": "nothing",
+    "--name": "value",
+    "--print_config": "nothing",
+    "--resume": "value",
+}
+
+
+def main(command: str, argv: Sequence[str]) -> int:
+    """Run one of the three commands; returns the exit status.
+
+    Raises:
+        DensectxError: what the user can mend, see ``densectx.errors``.
+    """
+    if {"-h", "--help"} & set(argv):
+        sys.stdout.write(help_text(command))
+        return 0
+    arguments = split_arguments(argv, _OPTIONS)
+    options = {key: values[-1] if values else "" for key, values in arguments.options.items()}
+    for package in arguments.options.get("--allow-import", []):
+        allow_import(package)
+    _refuse_misplaced(command, options)
+    files: list[str | Path] = list(arguments.files)
+    run = _run_to_resume(options.get("--resume"), files, options.get("--name"), arguments.flags)
+    if not files and run is not None and (run / "config.yaml").exists():
+        files = [run / "config.yaml"]
+    if not files:
+        raise ConfigError(f"densectx {command} needs a config: -c FILE (see the configs folder of densectx).")
+    composed = compose(files, arguments.flags)
+    config = composed.values
+    _check_requires(config)
+    _check(composed)
+    if "--print_config" in options:
+        sys.stdout.write(dump(config))
+        return 0
+    name = options.get("--name") or Path(files[0]).stem
+    root = Path(config.get("trainer", {}).get("default_root_dir") or "runs")
+    folder = run or run_folder(root, name)
+    source = options.get("--resume") if command == "fit" else options.get("--ckpt_path")
+    try:
+        trainer, module, data = instantiate(config, folder, command)
+        checkpoint = _checkpoint(command, source, run, config, arguments.options.get("--allow-changed", []))
+        if command == "fit":
+            if config.get("init_from"):
+                rank_zero_info(init_from(module.model, config["init_from"]))
+            if trainer.is_global_zero:
+                (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+            rank_zero_info(f"Run folder: {folder}")
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        else:
+            if checkpoint:
+                fit(module.model, read(checkpoint)[0], str(checkpoint))
+            else:
+                rank_zero_info(init_from(module.model, config["init_from"]))
+            (trainer.validate if command == "validate" else trainer.test)(module, datamodule=data, verbose=False)
+    except DataError as error:
+        raise DataError(_innermost(str(error))) from error
+    except ConfigError as error:
+        raise ConfigError(_innermost(str(error))) from error
+    return 0
+
+
+def _refuse_misplaced(command: str, options: Mapping[str, str]) -> None:
+    if command == "fit" and "--ckpt_path" in options:
+        raise ConfigError("fit has no --ckpt_path: --resume goes on with a run, init_from: FILE only takes weights.")
+    if command != "fit" and "--resume" in options:
+        raise ConfigError(f"{command} has no --resume: name the weights with --ckpt_path FILE or RUN.")
+
+
+def _run_to_resume(
+    resume: str | None, files: Sequence[str | Path], name: str | None, flags: Sequence[tuple[str, str]]
+) -> Path | None:
+    """The run folder that ``--resume`` goes on in; None for a fresh start."""
+    if resume is None:
+        return None
+    if resume == "auto":
+        if not files:
+            raise ConfigError("--resume auto needs the config whose newest run is meant: -c FILE.")
+        trainer = compose(files, flags).values.get("trainer") or {}
+        found = newest(Path(trainer.get("default_root_dir") or "runs"), name or Path(files[0]).stem)
+        rank_zero_info(f"--resume auto: going on in {found}" if found else "--resume auto: no run yet, a fresh start")
+        return found
+    file = locate(resume)
+    return Path(resume) if Path(resume).is_dir() else file.parent.parent
+
+
+def _check_requires(config: Mapping[str, Any]) -> None:
+    for distribution in config.get("requires") or []:
+        try:
+            version(str(distribution))
+        except PackageNotFoundError:
+            raise PluginError(
+                f"the config needs {distribution}, which is not installed: pip install {distribution}"
+            ) from None
+
+
+def _check(composed: Composed) -> None:
+    """Keys and shapes of the config, before anything is built."""
+    config = composed.values
+    check_keys(config, TOP_LEVEL, "", composed)
+    known = {
+        "model": set(inspect.signature(build_module).parameters) - {"sources", "seed"},
+        "data": set(inspect.signature(DataModule).parameters) - {"seed"},
+        "trainer": set(inspect.signature(pl.Trainer).parameters),
+    }
+    for key, names in known.items():
+        part = config.get(key, {} if key == "trainer" else None)
+        if not isinstance(part, Mapping):
+            raise ConfigError(f"{key} ({composed.where(key)}): expected a mapping, got {part!r}.")
+        check_keys(part, names, key, composed)
+    for path in ("model.backbone", "model.tasks", "model.optimizer", "data.sources"):
+        top, _, key = path.partition(".")
+        if not config[top].get(key):
+            raise ConfigError(f"{path} is missing; the configs folder of densectx has examples.")
+
+
+def _checkpoint(
+    command: str, source: str | None, run: Path | None, config: Mapping[str, Any], allowed: Sequence[str]
+) -> Path | None:
+    """The file to start from, checked against the config."""
+    if command != "fit":
+        if source is None and not config.get("init_from"):
+            raise ConfigError(f"{command} needs weights: --ckpt_path FILE or RUN, or init_from in the config.")
+        return None if source is None else locate(source)
+    if source is None or run is None:
+        return None
+    file = run / "checkpoints" / "last.ckpt" if source == "auto" or Path(source).is_dir() else Path(source)
+    _, info = read(file)
+    changed = [key for key in _differences(info["config"], config) if not any(key.startswith(a) for a in allowed)]
+    if changed:
+        raise ConfigError(
+            f"--resume {source}: the config differs from the run's in {', '.join(changed)};"
+            f" resume with the run's own config, or say --allow-changed {changed[0]} if it is meant."
+        )
+    if not file.exists():
+        raise CheckpointError(f"--resume {source}: {file} does not exist.")
+    return file
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted key paths whose values differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted({*old, *new}, key=str)
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if old == new else [path]
+
+
+def _innermost(message: str) -> str:
+    """The message itself where a loader's worker wrapped it in a traceback."""
+    if "Original Traceback" not in message:
+        return message
+    return message.rpartition("Error: ")[2].strip()

@@ -1,0 +1,95 @@
+"""Contracts shared by every part: what a feature map, a sample and a batch are. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Spec: TypeAlias = str | Mapping[str, Any]
+"""A part named in a config: ``"linear"`` or ``{"name": "decoder", "width": 64}``."""
+
+Sample: TypeAlias = "dict[str, Tensor]"
+"""One sample or a collated batch of samples of one source. Keys:
+
+``image``  (C, H, W) float32, sRGB in [0, 1]; C = 3 unless the source declares other channels
+``gray``   () bool, true where the file has one channel (its image is replicated to C)
+``mask``   (H, W) int64 class ids
+``target`` (K, H, W) float32, any other dense target; NaN where unlabelled
+``key``    (2,) int64: pass over the source and index in it (what randomness is counted from)
+
+A label that a sample does not have is an absent key; in a batch it is filled with ignore or NaN.
+Collated samples have a leading batch dimension.
+"""
+
+Batch: TypeAlias = "dict[str, Sample]"
+"""``{source: collated sample}``; a task runs when its source is present with the keys it needs."""
+
+Terms: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
+"""``{term: (sum, weight)}``: the term's value is sum / weight, both taken over all ranks."""
+
+
+class Feature(NamedTuple):
+    """What a feature map (B, channels, H / stride, W / stride) is."""
+
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a model must know of a data source; travels into the checkpoint.
+
+    Attributes:
+        channels: channels of ``image``.
+        classes: class names, index = id in ``mask``; empty without masks.
+        palette: one (R, G, B) in 0..255 a class.
+        ignore_index: id of unlabelled pixels in ``mask``.
+        keys: sample keys that the source can deliver.
+        size: (H, W) of training samples if all have the same, else None.
+    """
+
+    channels: int = 3
+    classes: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    ignore_index: int = 255
+    keys: tuple[str, ...] = ("image",)
+    size: tuple[int, int] | None = None
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain JSON types, for configs and checkpoints."""
+        return {
+            "channels": self.channels,
+            "classes": list(self.classes),
+            "palette": [list(colour) for colour in self.palette],
+            "ignore_index": self.ignore_index,
+            "keys": list(self.keys),
+            "size": list(self.size) if self.size else None,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> SourceInfo:
+        """The inverse of :meth:`to_config`."""
+        size = config.get("size")
+        return cls(
+            channels=config.get("channels", 3),
+            classes=tuple(config.get("classes", ())),
+            palette=tuple((r, g, b) for r, g, b in config.get("palette", ())),
+            ignore_index=config.get("ignore_index", 255),
+            keys=tuple(config.get("keys", ("image",))),
+            size=(size[0], size[1]) if size else None,
+        )
+
+
+class Score(NamedTuple):
+    """The metric a task is judged by, and the trivial answer it is printed beside.
+
+    ``metric`` and ``f"{metric}_{baseline}"`` are keys of what the task's metrics compute.
+    """
+
+    metric: str
+    baseline: str
+    higher_is_better: bool = True

@@ -1,0 +1,187 @@
+"""The console script: dispatch, exit statuses, ``list`` and ``show``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+import densectx
+from densectx.cli import COMMANDS, main
+from densectx.registry import REGISTRIES
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*argv):
+        status = main(list(argv))
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def statuses(output):
+    return {entry["name"]: entry for entry in json.loads(output)["entries"]}
+
+
+def test_help_offers_what_exists(run):
+    status, out, err = run("--help")
+    assert (status, err) == (0, "")
+    assert all(f"  {command} " in out for command in COMMANDS)
+    assert run("--version") == (0, f"densectx {densectx.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["list", "show"])
+def test_help_of_commands(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"densectx {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        ([], "no command"),
+        (["lst"], "did you mean 'list'?"),
+        (["--verison"], "did you mean '--version'?"),
+        (["list", "taks"], "did you mean 'tasks'?"),
+        (["list", "--jso"], "--jso"),
+        (["list", "tasks", "heads"], "heads"),
+        (["show", "tasks"], "NAME"),
+        (["show", "tasks", "denoisin"], "did you mean 'denoising'?"),
+        (["show", "task", "--x"], "densectx show --help"),
+    ],
+)
+def test_usage_errors_are_one_line_and_status_2(run, argv, part):
+    status, out, err = run(*argv)
+    assert (status, out) == (2, "")
+    assert err.startswith("densectx: error: ")
+    assert part in err
+    assert err.count("\n") == 1
+
+
+def test_debug_adds_the_traceback(run):
+    for argv in (["--debug", "list", "taks"], ["list", "taks", "--debug"]):
+        status, _, err = run(*argv)
+        assert status == 2
+        assert "Traceback" in err
+        assert err.splitlines()[-1].startswith("densectx: error: unknown kind 'taks'")
+    assert run("list", "losses", "--debug")[0] == 0
+
+
+def test_other_exits(run, distribute):
+    distribute("plug-a", {"tasks": {"broken": "Task"}}, "raise ValueError('no luck')")
+    status, _, err = run("show", "tasks", "broken")
+    assert status == 5
+    assert "plug-a 1.0" in err
+    distribute("plug-b", {"tasks": {"stopped": "Task"}}, "raise KeyboardInterrupt")
+    assert run("show", "tasks", "stopped")[0] == 130
+    source = "class M(type):\n    __signature__ = property(lambda self: 1 / 0)\nclass Task(metaclass=M): ..."
+    distribute("plug-c", {"tasks": {"bug": "Task"}}, source)
+    status, _, err = run("show", "tasks", "bug")
+    assert status == 1
+    assert "ZeroDivisionError" in err
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_training_commands_are_dispatched(run, command):
+    status, _, err = run(command, "--modle.backbone", "plain")
+    assert status == 2
+    assert "did you mean '--model'?" in err
+
+
+def test_a_closed_pipe_is_quiet():
+    command = [sys.executable, "-m", "densectx", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_list_is_fast():
+    seconds = []
+    for _ in range(3):  # the machine may be busy for a moment
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", "densectx", "list"], check=True, capture_output=True)
+        seconds.append(time.monotonic() - start)
+    assert min(seconds) < 1
+
+
+def test_list_is_aligned_and_complete(run):
+    status, out, _ = run("list")
+    lines = out.splitlines()
+    assert status == 0
+    assert lines[0].split() == ["KIND", "NAME", "DISTRIBUTION", "VERSION", "STATUS"]
+    assert len(lines) - 1 == sum(len(registry.entries()) for registry in REGISTRIES.values())
+    starts = {line[lines[0].index("DISTRIBUTION") - 2 :][:2] for line in lines}
+    assert starts == {"  "}
+
+
+@pytest.mark.parametrize("registry", REGISTRIES.values(), ids=REGISTRIES)
+def test_kinds_in_plural_and_singular(run, registry):
+    plural, singular = run("list", registry.kind, "--json"), run("list", registry.singular, "--json")
+    assert plural == singular
+    found = json.loads(plural[1])
+    assert found["format"] == 1
+    assert sorted({entry["name"] for entry in found["entries"]}) == registry.names()
+
+
+def test_statuses_come_from_metadata(run, distribute):
+    distribute("plug-fine", {"tasks": {"fine": "Task"}}, "raise ValueError", requires=["densectx>=0.1", "numpy"])
+    distribute("plug-gone", {"tasks": {"gone": "Task"}}, None)
+    distribute("plug-new", {"tasks": {"new": "Task"}}, requires=["DenseCtx[x] >= 99"])
+    distribute("plug-extra", {"tasks": {"extra": "Task"}}, requires=['densectx>=99; extra == "x"', "==bad=="])
+    distribute("plug-clash", {"tasks": {"denoising": "Task"}})
+    status, out, _ = run("list", "tasks", "--json")
+    assert status == 0
+    found = statuses(out)
+    expected = {
+        "fine": "ok",
+        "gone": "missing module",
+        "new": "requirement not met",
+        "extra": "ok",
+        "denoising": "clash",
+    }
+    assert {name: found[name]["status"] for name in expected} == expected
+    assert ">=99" in found["new"]["reason"]
+    assert "plug_gone" in found["gone"]["reason"]
+    clash = [e for e in json.loads(out)["entries"] if e["status"] == "clash"]
+    assert [e["distribution"] for e in clash] == ["densectx", "plug-clash"]
+    assert not {"plug_fine", "plug_new", "plug_extra", "plug_clash"} & set(sys.modules)
+    assert "requirement not met: needs densectx>=99, this is" in run("list", "tasks")[1]
+
+
+def test_check_imports_external_entries(run, distribute):
+    broken = {
+        "raises": ("raise ValueError('no luck')", "no luck"),
+        "exits": ("raise SystemExit(0)", "SystemExit"),
+        "vanishes": ("import os\nos._exit(0)", "status 0"),
+        "misspelt": ("def f(:", "SyntaxError"),
+    }
+    for name, (source, _) in broken.items():
+        distribute(name, {"models": {name: "Task"}}, source)
+    distribute("plug-a", {"models": {"works": "Task"}}, "print('noise')\nclass Task: ...")
+    distribute("plug-b", {"models": {"works": "Task"}}, "class Task: ...")
+    status, out, _ = run("list", "models", "--check", "--json")
+    assert status == 0
+    found = statuses(out)
+    for name, (_, reason) in broken.items():
+        assert found[name]["status"] == "broken"
+        assert reason in found[name]["reason"]
+    assert found["works"]["status"] == "clash"
+
+
+def test_show(run, distribute):
+    distribute("plug-a", {"tasks": {"edges": "Task"}})
+    for kind in ("tasks", "task"):
+        status, out, _ = run("show", kind, "edges")
+        assert status == 0
+        assert out == (
+            "task edges\nfrom plug-a 1.0 (plug_a:Task)\n\noptions:\n  features  (no default)\n  weight: float = 1.0\n"
+            "  mode = 'a'\n\nA task of a plugin.\n"
+        )
+    assert "(densectx.nn.context:basic)" in run("show", "contexts", "basic")[1]

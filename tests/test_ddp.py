@@ -1,0 +1,188 @@
+"""Two gloo processes give the gradients of one process with the same global batch."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from densectx.model import DenseModel
+from densectx.module import DenseModule
+from densectx.types import SourceInfo
+
+INFO = {
+    "a": SourceInfo(classes=("x", "y", "z"), keys=("image", "mask")),
+    "b": SourceInfo(classes=("x", "y"), keys=("image", "mask")),
+}
+TASKS = {
+    "segmentation": {
+        "name": "segmentation",
+        "source": "a",
+        "loss": {"name": "cross_entropy", "class_weights": [1, 2, 3]},
+    },
+    "other": {"name": "segmentation", "source": "b", "weight": 0.5},
+    "denoising": {"name": "denoising", "source": "a", "loss": ["l1", {"name": "mse", "weight": 3}]},
+    "colorization": {"name": "colorization", "source": "b"},
+    "super_resolution": {"name": "super_resolution", "source": "b"},
+}
+
+
+class Step(nn.Module):
+    """What Lightning's DDP wraps: one forward is one training step."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch):
+        return self.module.training_step(batch, 0)
+
+
+def module_of(dtype, balancing, share):
+    torch.manual_seed(0)
+    config = {
+        "backbone": {"name": "timm", "model": "resnet10t"},
+        "projection": {"channels": 8},
+        "context": {"name": "basic", "init_noise": 0.2, "share": share},
+        "norm": "group",
+        "tasks": TASKS,
+    }
+    module = DenseModule(DenseModel.from_config(config, INFO), torch.optim.SGD, balancing=balancing).to(dtype)
+    for p in module.parameters():
+        if not p.any():  # residual parts that start at zero would hide what lies before them
+            nn.init.normal_(p, std=0.05)
+    return module
+
+
+def batch_of(step, dtype):
+    """The global batch of a step: joint, alternating, partial labels; uneven ignore pixels throughout."""
+    rng = torch.Generator().manual_seed(step)
+    batch = {}
+    for source, classes in (("a", 3), ("b", 2)):
+        if (step, source) in ((1, "b"), (2, "a")):  # alternating
+            continue
+        mask = torch.randint(0, classes, (4, 24, 24), generator=rng)
+        mask[0, :20] = 255
+        mask[3] = 255
+        if step == 3 and source == "a":
+            mask[2:] = 255  # one rank has no labels at all
+        gray = torch.tensor([False, True, step == 3, step == 3])
+        image = torch.rand(4, 3, 24, 24, generator=rng, dtype=dtype)
+        batch[source] = {"image": image, "mask": mask, "gray": gray, "key": torch.tensor([[0, i] for i in range(4)])}
+    return batch
+
+
+def shard(batch, rank):
+    return {s: {k: v[2 * rank : 2 * rank + 2] for k, v in sample.items()} for s, sample in batch.items()}
+
+
+def gradients(module):
+    return {n: None if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
+
+
+def run(rank, world, port, options, results):
+    warnings.filterwarnings("ignore", ".*self.trainer.*")
+    torch.set_num_threads(1)
+    dtype = options[0]
+    module = module_of(*options)
+    net = Step(module)
+    if world > 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        distributed.init_process_group("gloo", rank=rank, world_size=world)
+        net = DistributedDataParallel(net)  # plain: no flag for unused parameters
+    found = []
+    for step in range(4):
+        batch = batch_of(step, dtype)
+        module.zero_grad()
+        net(shard(batch, rank) if world > 1 else batch).backward()
+        module.on_before_optimizer_step(None)
+        found.append(gradients(module))
+    if world > 1:
+        distributed.destroy_process_group()
+    if rank == 0:
+        torch.save(found, results)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "balancing", "share", "tolerance"),
+    [
+        (torch.float64, "fixed", True, 1e-10),
+        (torch.float64, "uncertainty", False, 1e-10),
+        (torch.float32, "uncertainty", True, 1e-5),
+    ],
+)
+def test_two_ranks_equal_one(tmp_path, dtype, balancing, share, tolerance):
+    options = (dtype, balancing, share)
+    one, two = tmp_path / "one.pt", tmp_path / "two.pt"
+    run(0, 1, 0, options, one)
+    port = 20_000 + os.getpid() % 20_000
+    multiprocessing.start_processes(run, (2, port, options, two), nprocs=2, start_method="spawn")
+    for step, (single, double) in enumerate(zip(torch.load(one), torch.load(two), strict=True)):
+        if step == 1:
+            assert any(g is None for g in single.values()), "a task that no rank has labels for must not move"
+        for name, gradient in single.items():
+            if gradient is None:
+                assert double[name] is None, (step, name)
+                continue
+            error = (double[name] - gradient).norm() / gradient.norm().clamp_min(
+                1e-8 if dtype == torch.float32 else 1e-14
+            )
+            assert error < tolerance, (step, name, error)
+
+
+def test_two_processes_train_like_one(tmp_path):
+    """The whole command: two ranks with batch 2 end with the weights of one rank with batch 4."""
+    root = Path(__file__).parents[1]
+    flags = {
+        "model.backbone": "{name: plain, width: 6}",
+        "model.projection.channels": "6",
+        "data.sources.mosaic.size": "24",
+        "data.sources.mosaic.val_length": "5",
+        "data.num_workers": "0",
+        "trainer.max_steps": "3",
+        "trainer.val_check_interval": "3",
+        "trainer.precision": "32",
+        "model.lr_scheduler": "null",
+        "model.optimizer": "{class_path: torch.optim.SGD, init_args: {lr: 0.01}}",
+        "trainer.enable_progress_bar": "false",
+    }
+    states, tables = [], []
+    for name, more in (
+        ("one", {"data.sources.mosaic.batch_size": "4"}),
+        ("two", {"data.sources.mosaic.batch_size": "2", "trainer.devices": "2", "trainer.strategy": "ddp"}),
+    ):
+        words = [
+            w for k, v in (flags | more | {"trainer.default_root_dir": str(tmp_path)}).items() for w in (f"--{k}", v)
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "densectx",
+            "fit",
+            "-c",
+            str(root / "configs" / "quickstart.yaml"),
+            "--name",
+            name,
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        environment.pop("DENSECTX_RUN", None)
+        done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        content = torch.load(tmp_path / name / "0" / "checkpoints" / "last.ckpt", weights_only=True)
+        states.append(content["state_dict"])
+        tables.append((tmp_path / name / "0" / "metrics.csv").read_text().splitlines())
+        assert len(list((tmp_path / name).iterdir())) == 1, "one run folder for all ranks"
+    for key, value in states[0].items():
+        assert torch.allclose(states[1][key], value, atol=1e-5), key
+    first, second = (
+        {k: v for k, v in zip(t[0].split(","), t[-1].split(","), strict=True) if k.startswith("val/")} for t in tables
+    )
+    assert first.keys() == second.keys()
+    assert any(first.values())
+    for key, value in first.items():
+        assert float(second[key]) == pytest.approx(float(value), rel=1e-3), key

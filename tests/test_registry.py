@@ -1,0 +1,184 @@
+"""The registry against fake distributions: nothing imported early, no clash silently won, no plug-in fault fatal."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from densectx import TASKS
+from densectx.errors import ConfigError, PluginError
+from densectx.registry import REGISTRIES, Registry, allow_import, documentation
+
+BROKEN = {
+    "raises": ("raise ValueError('no luck')", "ValueError: no luck"),
+    "exits": ("raise SystemExit(3)", "SystemExit: 3"),
+    "depends": ("import a_module_that_is_not_there", "ModuleNotFoundError"),
+    "misspelt": ("def f(:", "SyntaxError"),
+    "lacks": ("Other = 1", "AttributeError"),
+    "gone": (None, "ModuleNotFoundError"),
+}
+
+
+class Local:
+    """A local part."""
+
+    def __init__(self, features, size: int = 3, *rest, **more):
+        self.given = (features, size)
+
+
+@pytest.fixture
+def parts():
+    return Registry("parts", {"json": "json:dumps", "text": "textwrap:TextWrapper"})
+
+
+def test_names_are_known_without_import(distribute):
+    distribute("plug-a", {"tasks": {"edges": "Task"}, "heads": {"wide": "Task"}}, "raise RuntimeError('imported')")
+    assert "edges" in TASKS.names()
+    assert "wide" in REGISTRIES["heads"].names()
+    entry = TASKS.entry("edges")
+    assert (entry.distribution, entry.version, entry.target) == ("plug-a", "1.0", "plug_a:Task")
+    assert "plug_a" not in sys.modules
+
+
+def test_a_plugin_is_built(distribute):
+    distribute("plug-a", {"tasks": {"edges": "Task"}})
+    assert TASKS.build("edges", features=1, unused=2).given == (1, 1.0, "a")
+    assert TASKS.build({"name": "edges", "mode": "b"}, features=1).given == (1, 1.0, "b")
+    assert list(TASKS.options("edges")) == ["features", "weight", "mode"]
+    assert documentation(TASKS.get("edges")) == "A task of a plugin."
+
+
+@pytest.mark.parametrize("order", [("plug-a", "plug-b"), ("plug-b", "plug-a")])
+def test_two_plugins_of_one_name(distribute, order):
+    for name in order:
+        distribute(name, {"tasks": {"edges": "Task"}}, version={"plug-a": "1.0", "plug-b": "2.5"}[name])
+    with pytest.raises(PluginError) as error:
+        TASKS.get("edges")
+    assert str(error.value) == (
+        "task 'edges' is provided by plug-a 1.0 (plug_a:Task) and plug-b 2.5 (plug_b:Task);"
+        " write 'plug-a/edges' or 'plug-b/edges', or uninstall one."
+    )
+    assert TASKS.get("plug-a/edges").__module__ == "plug_a"
+    assert TASKS.get("plug-b/edges").__module__ == "plug_b"
+    assert TASKS.names().count("edges") == 1
+
+
+def test_a_plugin_does_not_shadow_a_builtin(distribute):
+    distribute("plug-a", {"losses": {"l1": "Task"}})
+    losses = REGISTRIES["losses"]
+    with pytest.raises(PluginError, match=r"densectx .*densectx\.losses:L1.* and plug-a 1\.0 .*'densectx/l1'"):
+        losses.get("l1")
+    assert losses.get("densectx/l1").__module__ == "densectx.losses"
+    assert losses.get("plug-a/l1").__module__ == "plug_a"
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_plugins_are_listed_and_refused_when_used(distribute, name):
+    source, reason = BROKEN[name]
+    distribute(name, {"tasks": {"edges": "Task"}}, source, version="3.1")
+    assert "edges" in TASKS.names()
+    with pytest.raises(PluginError) as error:
+        TASKS.build("edges", features=1)
+    for part in (f"{name} 3.1", reason, "edges"):
+        assert part in str(error.value)
+    assert REGISTRIES["contexts"].get("basic")  # the others work
+
+
+def test_what_is_not_a_class_or_still_abstract_is_refused(distribute):
+    source = (
+        "from abc import ABC, abstractmethod\nvalue = 3\nclass A(ABC):\n    @abstractmethod\n    def loss(self): ..."
+    )
+    distribute("plug-a", {"tasks": {"number": "value", "half": "A"}}, source)
+    with pytest.raises(PluginError, match=r"'number'.*plug-a 1\.0.*not callable"):
+        TASKS.get("number")
+    with pytest.raises(PluginError, match=r"'half'.*plug-a 1\.0.*lacks loss"):
+        TASKS.get("half")
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("denoisin", ["'denoisin'", "did you mean 'denoising'?", "colorization", "densectx list tasks"]),
+        ("nobody/denoising", ["nobody/denoising"]),
+        ({"name": "edges", "wieght": 1}, ["'wieght'", "did you mean 'weight'?", "mode, weight"]),
+        ({"name": "edges", "features": 1}, ["'features'", "set by densectx"]),
+        ({"weight": 1}, ["'name'", "densectx list tasks"]),
+        ({"name": 3}, ["'name'"]),
+        (None, ["None"]),
+        ([1], ["[1]"]),
+    ],
+)
+def test_bad_specs(distribute, spec, parts):
+    distribute("plug-a", {"tasks": {"edges": "Task"}})
+    with pytest.raises(ConfigError) as error:
+        TASKS.build(spec, where="model.tasks.x", features=1)
+    for part in ["model.tasks.x: ", *parts]:
+        assert part in str(error.value)
+
+
+def test_a_missing_option_is_named(distribute):
+    distribute("plug-a", {"tasks": {"edges": "Task"}})
+    with pytest.raises(ConfigError, match=r"^model: task 'edges' needs 'features'"):
+        TASKS.check("edges", where="model")
+
+
+def test_register_and_unregister(parts):
+    assert parts.register("local")(Local) is Local
+    parts.register("local")(Local)  # the same object again
+    assert parts.names() == ["json", "local", "text"]
+    assert parts.build({"name": "local", "size": 5}, features=1).given == (1, 5)
+    assert list(parts.options("local")) == ["features", "size"]
+    with pytest.raises(PluginError, match=re.escape(Local.__module__)):
+        parts.register("local")(partial(Local, size=4))
+    with pytest.raises(PluginError, match=r"densectx.*json:dumps"):
+        parts.register("json")(Local)
+    parts.unregister("local")
+    parts.unregister("local")
+    assert parts.names() == ["json", "text"]
+    assert parts.get("json").__name__ == "dumps"
+
+
+def test_a_local_name_and_a_plugin(distribute):
+    TASKS.register("edges")(Local)
+    try:
+        distribute("plug-a", {"tasks": {"edges": "Task"}})
+        with pytest.raises(PluginError, match="plug-a/edges"):
+            TASKS.get("edges")
+        assert TASKS.get(f"{Local.__module__}/edges") is Local
+    finally:
+        TASKS.unregister("edges")
+
+
+def test_presets_made_with_partial(parts):
+    parts.register("preset")(partial(Local, size=7))
+    assert parts.build("preset", features=1).given == (1, 7)
+    assert documentation(parts.get("preset")) == "A local part."
+
+
+def test_a_class_path_needs_an_allowed_package(distribute):
+    distribute("plug-free", {}, "class Task: ...\nvalue = 3")
+    for target in ("plug_free:Task", "os:system", "builtins:eval", "subprocess:Popen", ":x"):
+        with pytest.raises(ConfigError, match="--allow-import"):
+            TASKS.get(target)
+    assert "plug_free" not in sys.modules
+    allow_import("plug_free")
+    assert TASKS.get("plug_free:Task").__name__ == "Task"
+    for target in ("plug_free:Tsak", "plug_free.x:Task", "plug_free:value", "plug_free:"):
+        with pytest.raises(ConfigError, match="plug_free"):
+            TASKS.get(target)
+    with pytest.raises(ConfigError, match="--allow-import plug_freer"):
+        TASKS.get("plug_freer:Task")
+
+
+def test_importing_densectx_and_listing_import_no_torch():
+    code = """
+import sys, densectx, densectx.cli, densectx.config, densectx.arguments
+assert densectx.cli.main(["list"]) == 0
+heavy = {"torch", "pytorch_lightning", "timm", "kornia", "numpy", "jsonargparse"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

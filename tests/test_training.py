@@ -1,0 +1,217 @@
+"""Training as users run it: resume, start from other weights, frozen parts, averages, Python without YAML."""
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import densectx
+from densectx.cli import main
+from densectx.errors import CheckpointError
+from densectx.schedules import WarmupCosine, WarmupPoly
+
+CONFIG = """
+model:
+  backbone: {name: plain, width: 6}
+  projection: {channels: 6}
+  context: context7
+  tasks:
+    segmentation: {name: segmentation, source: mosaic, head: {name: linear, dropout: 0.5}}
+    denoising: {name: denoising, source: mosaic, sigma: [0, 50]}
+  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.01}}
+  lr_scheduler: {class_path: densectx.schedules.WarmupPoly, init_args: {total_steps: 50, warmup_steps: 2}}
+data:
+  sources:
+    mosaic: {name: mosaic, size: 24, length: 10, val_length: 3, batch_size: 4, augment: {flip: true, crop: 16}}
+  num_workers: 0
+trainer:
+  accelerator: cpu
+  max_steps: 8
+  val_check_interval: 2
+  check_val_every_n_epoch: null
+  enable_progress_bar: false
+  enable_model_summary: false
+"""
+
+
+@pytest.fixture
+def fit(tmp_path, monkeypatch):
+    """Run ``densectx fit`` with the config above; returns the run folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DENSECTX_RUN", "")  # restored afterwards; set by a run for the ranks it starts
+    (tmp_path / "small.yaml").write_text(CONFIG)
+
+    def fit(name, *arguments, status=0):
+        assert main(["fit", "-c", "small.yaml", "--name", name, *arguments]) == status
+        return tmp_path / "runs" / name / "0"
+
+    return fit
+
+
+def weights(run, name="last.ckpt"):
+    return torch.load(run / "checkpoints" / name, weights_only=True)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+EMA = "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
+
+
+@pytest.mark.parametrize("more", [[], ["--trainer.accumulate_grad_batches", "3"], ["--trainer.callbacks", EMA]])
+def test_resumed_run_ends_with_the_same_weights(fit, more):
+    whole = fit("whole", *more)
+    part = fit("part", *more, "--trainer.max_steps", "5")
+    arguments = [*more, "--resume", str(part), "--allow-changed", "trainer.max_steps"]
+    assert fit("part", *arguments) == part
+    assert sorted(f.name for f in part.parent.iterdir()) == ["0"], "resuming goes on in the same folder"
+    a, b = weights(whole), weights(part)
+    assert same(a["state_dict"], b["state_dict"])
+    assert a["global_step"] == b["global_step"] == 8
+
+
+def test_resume_refuses_a_changed_config(fit, capsys):
+    run = fit("run", "--trainer.max_steps", "2")
+    fit("run", "--trainer.max_steps", "2", "--resume", str(run), "--model.tasks.denoising.weight", "2", status=2)
+    assert "model.tasks.denoising.weight" in capsys.readouterr().err
+
+
+def test_resume_auto_starts_fresh_then_goes_on(fit):
+    run = fit("run", "--resume", "auto", "--trainer.max_steps", "2")
+    assert fit("run", "--resume", "auto", "--allow-changed", "trainer", "--trainer.max_steps", "4") == run
+    assert weights(run)["global_step"] == 4
+
+
+def test_checkpoint_rebuilds_the_model_alone(fit, tmp_path):
+    run = fit("run", "--trainer.max_steps", "6")
+    folder = run / "checkpoints"
+    content = weights(run)
+    assert "hyper_parameters" not in content
+    assert content["densectx"]["format"] == 1
+    assert content["densectx"]["config"]["trainer"]["max_steps"] == 6
+    assert {f.name for f in folder.glob("*.ckpt") if f.is_symlink()} == {"last.ckpt", "best.ckpt"}
+    assert not (folder / "last.ckpt").readlink().is_absolute()
+    assert len(list(folder.glob("step-*.ckpt"))) in (2, 3)
+    model = densectx.load(folder / "last.ckpt")
+    answer = model.predict(torch.rand(3, 10, 10), options={"denoising.sigma": 10})
+    assert {k: tuple(v.shape) for k, v in answer.items()} == {"segmentation": (10, 10, 10), "denoising": (3, 10, 10)}
+    densectx.checkpoint.save_safetensors(model, tmp_path / "m.safetensors")
+    assert same(densectx.load(tmp_path / "m.safetensors").state_dict(), model.state_dict())
+
+
+def test_validation_measures_what_the_fit_measured(fit, capsys):
+    run = fit("run", "--trainer.max_steps", "2")
+    table = capsys.readouterr().out.strip().splitlines()[-3:]
+    assert table[0].split() == ["task", "metric", "value", "trivial", "answer", "its", "value"]
+    assert main(["validate", "-c", "small.yaml", "--trainer.max_steps", "2", "--ckpt_path", str(run)]) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-3:] == table
+
+
+def test_a_task_is_added_to_a_trained_model(fit, capsys):
+    first = fit("first", "--trainer.max_steps", "2")
+    second = fit(
+        "second",
+        "--trainer.max_steps=2",
+        "--model.tasks.colorization={name: colorization, source: mosaic}",
+        f"--init_from={first}",
+        "--model.freeze=[backbone, context]",
+        "--model.param_groups=[{match: tasks.segmentation.*, lr: 0.0, weight_decay: 0.0}]",
+    )
+    old, new = weights(first)["state_dict"], weights(second)["state_dict"]
+    for key, value in new.items():
+        if key.startswith(("model.backbone", "model.context", "model.tasks.segmentation")):
+            assert torch.equal(value, weights(first, "best.ckpt")["state_dict"][key]), key
+    assert any(key.startswith("model.tasks.colorization") for key in new.keys() - old.keys())
+    assert not torch.equal(new["model.projection.0.weight"], old["model.projection.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model.freeze=[backbon]", "did you mean 'backbone'"),
+        ("--model.param_groups=[{match: nothing.*, lr: 1}]", "matches no trained parameter"),
+        ("--model.balancing=uncertainy", "did you mean 'uncertainty'"),
+        ("--model.optimizer.class_path=os.system", "os.system"),
+        ("--model.optimizer.init_args.lrr=1", "lrr"),
+        ("--trainer.max_step=3", "did you mean 'max_steps'"),
+        ("--data.sources.mosaic.batch_size=0", "batch_size"),
+        ("--requires=[densectx-nowhere]", "pip install densectx-nowhere"),
+        ("--init_from=nowhere.ckpt", "nowhere.ckpt"),
+    ],
+)
+def test_what_cannot_work_is_refused(fit, capsys, flag, message):
+    status = 5 if "requires" in flag else 4 if "init_from" in flag else 2
+    fit("bad", flag, status=status)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_bf16_channels_last_and_compile_keep_clean_keys(fit):
+    plain = fit("plain", "--trainer.max_steps", "1")
+    more = ["--trainer.precision=bf16-mixed", "--model.channels_last=true", "--model.compile=true"]
+    fast = fit("fast", "--trainer.max_steps", "1", *more)
+    assert weights(plain)["state_dict"].keys() == weights(fast)["state_dict"].keys()
+    assert densectx.load(fast).predict(torch.rand(3, 8, 8), ["segmentation"])["segmentation"].dtype == torch.float32
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(fit, tmp_path):
+    run = fit("run", "--trainer.max_steps", "1")
+    file = run / "checkpoints" / "last.ckpt"
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(file.read_bytes()[:5000])
+    content = weights(run)
+    content["densectx"]["format"] = 99
+    torch.save(content, tmp_path / "new.ckpt")
+    content["densectx"]["format"] = 1
+    content["state_dict"].pop("model.backbone.layers.0.weight")
+    torch.save(content, tmp_path / "less.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    for name, message in (
+        ("cut.ckpt", "cannot be read"),
+        ("new.ckpt", "format 99"),
+        ("less.ckpt", "1 missing"),
+        ("foreign.ckpt", "no checkpoint of densectx"),
+        ("none.ckpt", "no such file"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            densectx.load(tmp_path / name)
+
+
+def test_python_without_yaml(tmp_path):
+    data = densectx.DataModule({"m": {"name": "mosaic", "size": 16, "length": 8, "val_length": 2}}, num_workers=0)
+    model = densectx.DenseModel.from_config(
+        {"backbone": "plain", "tasks": {"denoising": {"name": "denoising", "source": "m"}}}, data.info()
+    )
+    module = densectx.DenseModule(model, lambda params: torch.optim.SGD(params, lr=0.01))
+    trainer = pl.Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(Path(tmp_path) / "m.ckpt")
+    assert densectx.load(tmp_path / "m.ckpt").predict(torch.rand(3, 5, 5))["denoising"].shape == (3, 5, 5)
+
+
+def test_schedules():
+    def rates(schedule):
+        out = []
+        for _ in range(10):
+            out.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return out
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    poly = rates(WarmupPoly(optimizer, total_steps=10, warmup_steps=0, power=2))
+    assert poly == pytest.approx([(1 - i / 10) ** 2 for i in range(10)])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    cosine = rates(WarmupCosine(optimizer, total_steps=10, warmup_steps=3, final=0.1))
+    assert cosine[0] < cosine[1] < cosine[2] < cosine[3] > cosine[4]
+    assert min(cosine[3:]) >= 0.1
