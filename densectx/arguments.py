@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final
 
 from densectx.errors import ConfigError, suggest
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 TOP_LEVEL: Final = ("model", "data", "trainer", "seed_everything", "init_from", "requires")
 """The top-level keys of a config."""

@@ -126,6 +126,9 @@ def instantiate(config: Mapping[str, Any], folder: Path, command: str) -> tuple[
         if values["trainer"].get("enable_checkpointing", True) and not any(p.endswith("Checkpoints") for p in given):
             callbacks.append(Checkpoints())
     extra: dict[str, Any] = {"plugins": [AtomicCheckpointIO()]}
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
+        if isinstance(values["trainer"].get(key), int):  # jsonargparse would make 1 batch 1.0, all of them
+            extra[key] = values["trainer"].pop(key)
     if values["trainer"].get("logger", True) is True:
         values["trainer"].pop("logger", None)
         extra["logger"] = loggers or False

@@ -87,23 +87,28 @@ def sheet(rows: Sequence[Sequence[Tensor]], gap: int = 4) -> Tensor:
 class ScoreTable(pl.Callback):
     """Prints each task's metric beside its trivial answer when a fit, validation or test ends."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, float] = {}
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Of the last validation."""
+        """Of the last validation, which may be some steps ago."""
         self._print(trainer, pl_module, "val")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Of a validation on its own."""
+        self.values = {key: float(value) for key, value in trainer.callback_metrics.items()}
         if trainer.state.fn == "validate":
             self._print(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Of a test."""
+        self.values = {key: float(value) for key, value in trainer.callback_metrics.items()}
         self._print(trainer, pl_module, "test")
 
     def _print(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero and isinstance(module, DenseModule):
-            text = score_table(module, {k: float(v) for k, v in trainer.callback_metrics.items()}, stage)
-            sys.stdout.write(text)
+            sys.stdout.write(score_table(module, self.values, stage))
             sys.stdout.flush()
 
 

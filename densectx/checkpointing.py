@@ -137,7 +137,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         file = self.folder / f"step-{trainer.global_step}.ckpt"
         self.saved_step = trainer.global_step
-        trainer.save_checkpoint(file, weights_only=False)  # every rank: it is a collective
+        trainer.save_checkpoint(file, False)  # everything, not weights alone; every rank: it is a collective
         if not trainer.is_global_zero:
             return
         link(self.folder / "last.ckpt", file.name)

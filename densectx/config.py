@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, final
+from pathlib import Path
+from typing import Any, Final, final
 
 from densectx.errors import ConfigError, suggest
 from densectx.interpolation import resolve
 from densectx.yamlfile import dump, load_yaml, parse_yaml
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
 __all__ = ["COLLECTIONS", "Composed", "check_keys", "compose", "dump", "load_yaml"]
 

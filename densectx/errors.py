@@ -13,9 +13,22 @@ class DensectxError(Exception):
 
 
 class ConfigError(DensectxError):
-    """A config, an option or a call that cannot work (status 2)."""
+    """A config, an option or a call that cannot work (status 2).
+
+    Args:
+        message: what is wrong, what was expected.
+        path: key path in the config, as far as it is known where the error is raised.
+    """
 
     status = 2
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.message, self.path = message, path
+
+    def within(self, path: str) -> ConfigError:
+        """The same error, one level further out."""
+        return ConfigError(self.message, ".".join(part for part in (path, self.path) if part))
 
 
 class DataError(DensectxError):

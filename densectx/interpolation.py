@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from densectx.errors import ConfigError, suggest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 MAX_SIZE = 1_000_000
 

@@ -34,6 +34,7 @@ class CrossEntropy(Loss):
 
     Args:
         ignore_index: id of unlabelled pixels, given by the task.
+        classes: number of classes, given by the task.
         class_weights: one factor a class, or null for 1.
         label_smoothing: in [0, 1).
     """
@@ -41,9 +42,15 @@ class CrossEntropy(Loss):
     class_weights: Tensor | None
 
     def __init__(
-        self, ignore_index: int = 255, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0
+        self,
+        ignore_index: int = 255,
+        classes: int | None = None,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if class_weights is not None and classes not in (None, len(class_weights)):
+            raise ConfigError(f"cross_entropy: {len(class_weights)} class_weights for {classes} classes.")
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"cross_entropy: label_smoothing {label_smoothing} is not in [0, 1).")
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
@@ -54,8 +61,6 @@ class CrossEntropy(Loss):
     def forward(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, H, W) float logits, (B, H, W) int64 -> (sum, weight)."""
         weights = self.class_weights
-        if weights is not None and len(weights) != output.shape[1]:
-            raise ConfigError(f"cross_entropy: {len(weights)} class_weights for {output.shape[1]} classes.")
         total = F.cross_entropy(
             output,
             target,

@@ -80,8 +80,10 @@ class DenseModel(nn.Module):
         if not config.get("backbone") or not specs:
             raise ConfigError("model: a backbone and at least one task are needed (model.backbone, model.tasks).")
         norm, ablate = config.get("norm") or "batch", config.get("ablate")
-        if norm not in NORMS or ablate not in (None, "trunk_zero"):
-            raise ConfigError(f"model: norm {norm!r} is not one of {', '.join(NORMS)}, or ablate {ablate!r} no arm.")
+        if norm not in NORMS:
+            raise ConfigError(unknown("norm", str(norm), NORMS), "model.norm")
+        if ablate not in (None, "trunk_zero"):
+            raise ConfigError(unknown("arm", str(ablate), ("trunk_zero",)), "model.ablate")
         backbone: Backbone = BACKBONES.build(config["backbone"], "model.backbone")
         set_norm(backbone, norm)
         projection, channels = _projection(config.get("projection", _PROJECTION), backbone.features[-1].channels)
@@ -94,20 +96,14 @@ class DenseModel(nn.Module):
         for key, spec in specs.items():
             where = f"model.tasks.{key}"
             if not key.isidentifier():
-                raise ConfigError(f"{where}: a task's key has to be an identifier.")
-            source = str(spec.get("source")) if isinstance(spec, Mapping) else "none"
+                raise ConfigError("a task's key has to be an identifier.", where)
+            _, options = TASKS.check(spec, ("features", "in_channels", "info"), where)
+            source = str(options["source"])
             if source not in sources:
-                raise ConfigError(f"{where}.source: {unknown('source', source, sources)}")
+                raise ConfigError(unknown("source", source, sources), f"{where}.source")
             used[source] = sources[source].to_config()
-            runtime: dict[str, Any] = {
-                "features": features,
-                "in_channels": backbone.in_channels,
-                "info": sources[source],
-            }
-            try:
-                tasks[key] = TASKS.build(spec, **runtime)
-            except ConfigError as error:
-                raise ConfigError(f"{where}: {error}") from None
+            runtime: dict[str, Any] = {"features": features, "in_channels": backbone.in_channels}
+            tasks[key] = TASKS.build(spec, where, info=sources[source], **runtime)
         return cls(
             backbone, projection, contexts, tasks, ablate=ablate, config={**_plain(dict(config)), "sources": used}
         )

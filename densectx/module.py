@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from densectx.balancing import make_balancing
-from densectx.errors import ConfigError, suggest
+from densectx.errors import ConfigError, suggest, unknown
 from densectx.model import DenseModel
 from densectx.nn.precision import full
 from densectx.rng import generator, seed_of
@@ -143,6 +143,10 @@ class DenseModule(pl.LightningModule):
                 for pattern, params in groups.items()
             ]
         )
+        for group in self.param_groups.values():
+            for option in group:
+                if option not in ("match", *optimizer.defaults):
+                    raise ConfigError(unknown("optimizer option", option, optimizer.defaults), "model.param_groups")
         if self.make_scheduler is None:
             return optimizer
         return {

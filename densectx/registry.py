@@ -13,58 +13,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
+from densectx.builtin import BUILTIN
 from densectx.errors import ConfigError, PluginError, suggest, unknown
-
-if TYPE_CHECKING:
-    from densectx.types import Spec
+from densectx.typecheck import describe, fits
+from densectx.types import Spec
 
 T = TypeVar("T")
 Factory = Callable[..., Any]
-
-_BUILTIN: dict[str, dict[str, str]] = {
-    "backbones": {
-        "dilated_resnet18": "densectx.backbones.timm:dilated_resnet18",
-        "dilated_resnet34": "densectx.backbones.timm:dilated_resnet34",
-        "dilated_resnet50": "densectx.backbones.timm:dilated_resnet50",
-        "dilated_resnet101": "densectx.backbones.timm:dilated_resnet101",
-        "dilated_vgg16": "densectx.backbones.vgg:DilatedVGG16",
-        "plain": "densectx.backbones.plain:Plain",
-        "timm": "densectx.backbones.timm:Timm",
-    },
-    "contexts": {
-        "aspp": "densectx.nn.aspp:ASPP",
-        "basic": "densectx.nn.context:basic",
-        "context7": "densectx.nn.context:context7",
-        "context10": "densectx.nn.context:context10",
-        "large": "densectx.nn.context:large",
-        "none": "densectx.nn.context:NoContext",
-    },
-    "heads": {
-        "decoder": "densectx.heads.decoder:Decoder",
-        "linear": "densectx.heads.linear:Linear",
-        "upsample": "densectx.heads.linear:Upsample",
-    },
-    "tasks": {
-        "colorization": "densectx.tasks.colorization:Colorization",
-        "denoising": "densectx.tasks.denoising:Denoising",
-        "segmentation": "densectx.tasks.segmentation:Segmentation",
-        "super_resolution": "densectx.tasks.super_resolution:SuperResolution",
-    },
-    "datasets": {
-        "folder": "densectx.data.folder:Folder",
-        "image_mask": "densectx.data.image_mask:ImageMask",
-        "mosaic": "densectx.data.mosaic:Mosaic",
-    },
-    "losses": {
-        "charbonnier": "densectx.losses:Charbonnier",
-        "cross_entropy": "densectx.losses:CrossEntropy",
-        "l1": "densectx.losses:L1",
-        "mse": "densectx.losses:MSE",
-    },
-    "models": {},
-}
 
 
 @dataclass(frozen=True)
@@ -197,58 +154,79 @@ class Registry(Generic[T]):
         parameters = inspect.signature(self.get(name)).parameters
         return {key: value for key, value in parameters.items() if value.kind in kinds}
 
-    def check(self, spec: Spec, runtime: Iterable[str] = (), where: str = "") -> tuple[str, dict[str, Any]]:
+    def check(
+        self, spec: Spec, runtime: Iterable[str] = (), where: str = "", also: Iterable[str] = ()
+    ) -> tuple[str, dict[str, Any]]:
         """Split a spec into name and options, both checked; builds nothing.
 
         Args:
             spec: ``"name"`` or ``{"name": ..., option: value}``.
             runtime: names of the arguments that the caller supplies; a spec may not set them.
             where: key path of the spec, for messages.
+            also: keys beside the options that the caller has taken out, for suggestions.
 
         Raises:
-            ConfigError: no name, unknown name or option, runtime argument set, required option missing.
+            ConfigError: no name, unknown name or option, a value of another type than the signature says, runtime
+                argument set, required option missing.
         """
-        at = f"{where}: " if where else ""
         if isinstance(spec, str):
             spec = {"name": spec}
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
             raise ConfigError(
-                f"{at}expected a {self.singular} as a name or a mapping with 'name', got {spec!r}."
-                f" `densectx list {self.kind}` prints the names."
+                f"expected a {self.singular} as a name or a mapping with 'name', got {spec!r}."
+                f" `densectx list {self.kind}` prints the names.",
+                where,
             )
+        name, given = spec["name"], {str(k): v for k, v in spec.items() if k != "name"}
         try:
-            name, given = spec["name"], {str(k): v for k, v in spec.items() if k != "name"}
             options, supplied = self.options(name), set(runtime)
         except ConfigError as error:
-            raise ConfigError(f"{at}{error}") from None
-        for key in given:
+            raise error.within(where) from None
+        hints = _hints(self.get(name))
+        known = sorted(set(options) - supplied)
+        for key, value in given.items():
             if key in supplied:
-                raise ConfigError(f"{at}{self.singular} {name!r}: option {key!r} is set by densectx, not by a config.")
-            if key not in options:
-                known = sorted(set(options) - supplied)
                 raise ConfigError(
-                    f"{at}{self.singular} {name!r} has no option {key!r}{suggest(key, known)}"
-                    f" Its options: {', '.join(known) or 'none'}."
+                    f"{self.singular} {name!r}: option {key!r} is set by densectx, not by a config.", where
                 )
-        missing = [
-            key
-            for key, value in options.items()
-            if value.default is inspect.Parameter.empty and key not in given and key not in supplied
-        ]
+            if key not in options:
+                raise ConfigError(
+                    f"{self.singular} {name!r} has no option {key!r}{suggest(key, [*known, *also])}"
+                    f" Its options: {', '.join([*known, *also]) or 'none'}.",
+                    where,
+                )
+            if key in hints and not fits(value, hints[key]):
+                expected = describe(hints[key])
+                raise ConfigError(f"expected {expected}, got {value!r}.", f"{where}.{key}" if where else key)
+        missing = [key for key in known if options[key].default is inspect.Parameter.empty and key not in given]
         if missing:
-            raise ConfigError(f"{at}{self.singular} {name!r} needs {', '.join(map(repr, missing))}.")
+            raise ConfigError(f"{self.singular} {name!r} needs {', '.join(map(repr, missing))}.", where)
         return name, given
 
-    def build(self, spec: Spec, where: str = "", **runtime: Any) -> T:
+    def build(self, spec: Spec, where: str = "", also: Iterable[str] = (), **runtime: Any) -> T:
         """Build the part that a spec names; only the runtime arguments that it takes are passed.
 
         Raises:
-            ConfigError, PluginError: as :meth:`check` and :meth:`get`.
+            ConfigError, PluginError: as :meth:`check` and :meth:`get`, and what the part refuses.
         """
-        name, given = self.check(spec, runtime, where)
+        name, given = self.check(spec, runtime, where, also)
         wanted = self.options(name)
-        built: T = self.get(name)(**given, **{key: value for key, value in runtime.items() if key in wanted})
+        try:
+            built: T = self.get(name)(**given, **{key: value for key, value in runtime.items() if key in wanted})
+        except ConfigError as error:
+            raise error.within(where) from error
         return built
+
+
+def _hints(factory: Factory) -> dict[str, Any]:
+    """Annotations of the options; none where they name what only type checkers see."""
+    target: Any = factory.func if isinstance(factory, partial) else factory
+    if isinstance(target, type):
+        target = vars(target).get("__init__", target)
+    try:
+        return get_type_hints(target)
+    except (NameError, TypeError, AttributeError):
+        return {}
 
 
 _allowed: set[str] = set()
@@ -285,13 +263,13 @@ def documentation(factory: Factory) -> str:
     return inspect.getdoc(factory.func if isinstance(factory, partial) else factory) or ""
 
 
-BACKBONES: Registry[Any] = Registry("backbones", _BUILTIN["backbones"])
-CONTEXTS: Registry[Any] = Registry("contexts", _BUILTIN["contexts"])
-HEADS: Registry[Any] = Registry("heads", _BUILTIN["heads"])
-TASKS: Registry[Any] = Registry("tasks", _BUILTIN["tasks"])
-DATASETS: Registry[Any] = Registry("datasets", _BUILTIN["datasets"])
-LOSSES: Registry[Any] = Registry("losses", _BUILTIN["losses"])
-MODELS: Registry[Any] = Registry("models", _BUILTIN["models"])
+BACKBONES: Registry[Any] = Registry("backbones", BUILTIN["backbones"])
+CONTEXTS: Registry[Any] = Registry("contexts", BUILTIN["contexts"])
+HEADS: Registry[Any] = Registry("heads", BUILTIN["heads"])
+TASKS: Registry[Any] = Registry("tasks", BUILTIN["tasks"])
+DATASETS: Registry[Any] = Registry("datasets", BUILTIN["datasets"])
+LOSSES: Registry[Any] = Registry("losses", BUILTIN["losses"])
+MODELS: Registry[Any] = Registry("models", BUILTIN["models"])
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry for registry in (BACKBONES, CONTEXTS, HEADS, TASKS, DATASETS, LOSSES, MODELS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,8 @@ def main(command: str, argv: Sequence[str]) -> int:
         return 0
     name = options.get("--name") or Path(files[0]).stem
     root = Path(config.get("trainer", {}).get("default_root_dir") or "runs")
-    folder = run or run_folder(root, name)
+    fresh = command == "fit" and run is None
+    folder = run_folder(root, name) if fresh else run or root
     source = options.get("--resume") if command == "fit" else options.get("--ckpt_path")
     try:
         trainer, module, data = instantiate(config, folder, command)
@@ -83,7 +86,12 @@ def main(command: str, argv: Sequence[str]) -> int:
     except DataError as error:
         raise DataError(_innermost(str(error))) from error
     except ConfigError as error:
-        raise ConfigError(_innermost(str(error))) from error
+        raise ConfigError(_located(_innermost(str(error)), composed)) from error
+    finally:
+        if fresh and folder.exists() and not any(folder.iterdir()):  # refused before anything was written
+            folder.rmdir()
+            with suppress(OSError):  # other runs of this name
+                folder.parent.rmdir()
     return 0
 
 
@@ -170,6 +178,18 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
         keys = sorted({*old, *new}, key=str)
         return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
     return [] if old == new else [path]
+
+
+def _located(message: str, composed: Composed) -> str:
+    """The message with the file or flag that its key path comes from."""
+    match = re.match(r"(?:model|data|trainer)(?:\.[\w\[\]-]+)+", message)
+    if match is None:
+        return message
+    below = {key for key in composed.origins if key.startswith(f"{match.group()}.")}
+    names = (quoted or step for quoted, step in re.findall(r"'([\w-]+)'|: (\w+):", message))
+    named = (key for name in names for key in below if key.endswith(f".{name}"))
+    origin = composed.where(next(named, match.group()))
+    return message if not origin or origin in message else f"{message} ({origin})"
 
 
 def _innermost(message: str) -> str:

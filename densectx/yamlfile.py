@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import yaml
 
 from densectx.errors import ConfigError, suggest
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64

@@ -22,7 +22,7 @@ from densectx.registry import LOSSES
 def test_cross_entropy_equals_torch(weights, smoothing):
     logits, mask = torch.randn(2, 3, 5, 4), torch.randint(0, 3, (2, 5, 4))
     mask[0, :2] = 7
-    total, weight = CrossEntropy(7, weights, smoothing)(logits, mask)
+    total, weight = CrossEntropy(7, class_weights=weights, label_smoothing=smoothing)(logits, mask)
     tensor = None if weights is None else torch.tensor(weights)
     expected = F.cross_entropy(logits, mask, tensor, ignore_index=7, label_smoothing=smoothing)
     assert torch.allclose(total / weight, expected)

@@ -33,6 +33,7 @@ from densectx.inference.record import JOURNAL
 from densectx.inference.writers import png16
 from densectx.losses import Criterion
 from densectx.model import DenseModel
+from densectx.nn.colour import grey
 from densectx.registry import HEADS, TASKS
 from densectx.tasks.base import Task
 from densectx.types import Score, SourceInfo
@@ -561,13 +562,16 @@ def test_bad_files_are_reported_and_the_rest_is_done(tmp_path, model, capsys, mo
     assert [e["status"] for e in summary(tmp_path / "out")["inputs"]] == ["skipped", "done", "skipped"]
 
 
-def test_a_gray_model_of_classes_refuses_colour(tmp_path, capsys):
+def test_a_gray_model_of_classes_sees_the_gray_version_of_colour(tmp_path):
     model = saved(tmp_path, ["segmentation"], channels=1)
     picture(tmp_path / "colour.png")
     picture(tmp_path / "gray.png", shape=(9, 8))
-    assert predict(model, tmp_path / "colour.png", tmp_path / "gray.png", "-o", tmp_path / "out") == 3
-    assert "colour.png: " in capsys.readouterr().err
-    assert names(tmp_path / "out") == ["segmentation/gray.overlay.png", "segmentation/gray.png"]
+    assert predict(model, tmp_path / "colour.png", tmp_path / "gray.png", "-o", tmp_path / "out") == 0
+    pictures = [f"segmentation/{stem}{end}" for stem in ("colour", "gray") for end in (".overlay.png", ".png")]
+    assert names(tmp_path / "out") == pictures
+    image = torch.rand(3, 9, 8)
+    answer = densectx.load(model).predict(image)["segmentation"]
+    assert torch.equal(answer, densectx.load(model).predict(grey(image[None])[0])["segmentation"])
 
 
 def test_answers_that_are_not_finite_are_bad(tmp_path, capsys):

@@ -10,10 +10,22 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "densectx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"registry", "types", "errors", "rng"}
+BASE = {"registry", "builtin", "typecheck", "types", "errors", "rng"}
 PARTS = {"backbones", "heads", "losses", "metrics"}
 ABOVE = {"inference", "export", "inspection", "report", "demo"}
-TRAINING = {"module", "training", "cli", "callbacks", "balancing", "checkpointing", "runs", "schedules"}
+TRAINING = {
+    "module",
+    "training",
+    "cli",
+    "callbacks",
+    "balancing",
+    "checkpointing",
+    "runs",
+    "schedules",
+    "building",
+    "loggers",
+    "usage",
+}
 ALL = BASE | {"nn", "tasks", "model", "data", "testing", "checkpoint"} | PARTS | ABOVE | TRAINING
 ALL |= {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} - {"__init__"}
 

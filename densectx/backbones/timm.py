@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, final
 
 import timm
@@ -51,6 +52,8 @@ class Timm(Backbone):
         if levels is not None:
             options["out_indices"] = tuple(range(levels))
         self.features = probe(model, options)
+        if weights and not Path(weights).is_file():
+            raise CheckpointError(f"timm network {model!r}: weights {weights!r}: no such file.")
         if pretrained or weights:
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": weights} if weights else None}
         try:
@@ -81,7 +84,15 @@ def probe(model: str, options: dict[str, Any]) -> tuple[Feature, ...]:
         with torch.device("meta"):
             net = timm.create_model(model, **options).eval()
             maps = net(torch.zeros(1, options["in_chans"], 64, 64))
-    except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{refusal}: it does not support the option ({reason}). {hint}") from error
     levels: Any = net.feature_info

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from collections.abc import Mapping, Sequence
+from typing import final
 
 import torch
 from torch import Tensor
 
 from densectx.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from densectx.types import Batch, Sample
+from densectx.types import Batch, Sample
 
 
 @final

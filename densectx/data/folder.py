@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 
@@ -13,9 +14,6 @@ from densectx.data.base import Dataset, Split
 from densectx.data.reader import read_image
 from densectx.errors import ConfigError, DataError
 from densectx.types import Sample, SourceInfo
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 @final

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -17,9 +18,6 @@ from densectx.data.presets import PRESETS, voc_palette
 from densectx.data.reader import read_image, read_mask
 from densectx.errors import ConfigError, DataError, unknown
 from densectx.types import Sample, SourceInfo
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 class _Entry(NamedTuple):

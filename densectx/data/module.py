@@ -80,11 +80,19 @@ class DataModule(pl.LightningDataModule):
             raise ConfigError(f"{where}: expected a data set as a name or a mapping with 'name', got {spec!r}.")
         self.batch_sizes[name] = _count(spec.get("batch_size", 4), f"{where}.batch_size")
         self.eval_batch_sizes[name] = _count(spec.get("eval_batch_size", 1), f"{where}.eval_batch_size")
-        augment = spec.get("augment")
-        self.augments[name] = None if augment is None else Augment.from_config(augment, f"{where}.augment")
+        given = spec.get("augment")
+        self.augments[name] = None if given is None else Augment.from_config(given, f"{where}.augment")
         own = {key: value for key, value in spec.items() if key not in _RESERVED}
         for split, datasets in self.datasets.items():
-            datasets[name] = DATASETS.build(own, where, split=split)
+            datasets[name] = DATASETS.build(own, where, also=_RESERVED, split=split)
+        augment, size = self.augments[name], self.datasets["train"][name].info.size
+        if augment is not None and augment.crop is not None and size is not None:
+            largest = tuple(int(side * augment.scale[1]) for side in size)
+            if augment.crop[0] > largest[0] or augment.crop[1] > largest[1]:
+                raise ConfigError(
+                    f"{where}.augment.crop: {augment.crop[0]}x{augment.crop[1]} is larger than the images, {size[0]}x"
+                    f"{size[1]}, at their largest scale ({augment.scale[1]:g}); choose a smaller crop."
+                )
 
     def info(self) -> dict[str, SourceInfo]:
         """What a model must know of each source; reads no file. ``size`` is that after augmentation."""

@@ -8,9 +8,10 @@ of a photograph: validation takes the lower right quarter, training the left hal
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import numpy as np
 import torch
@@ -25,9 +26,6 @@ from densectx.data.transforms import size_of
 from densectx.errors import ConfigError, unknown
 from densectx.rng import seed_of
 from densectx.types import Sample, SourceInfo
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Pixels: TypeAlias = NDArray[np.uint8]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias, final
+from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
+from typing import Literal, TypeAlias, final
 
 import torch
 from torch.utils.data import Sampler
 
 from densectx.rng import generator
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
 
 Sampling: TypeAlias = Literal["joint", "alternate"]
 
@@ -101,7 +100,9 @@ class StepSampler(Sampler[list[Item]]):
 
 @final
 class EvalSampler(Sampler[list[Item]]):
-    """Every sample exactly once over all ranks, in pass 0: sources one after the other, batches of one source.
+    """Every sample exactly once over all ranks, in pass 0: batches of one source, the sources in turn.
+
+    In turn, so that a limited evaluation sees every source.
 
     Rank r of W takes the indices r, r + W, ... of each source, unpadded, so ranks may have different numbers of
     batches.
@@ -114,12 +115,15 @@ class EvalSampler(Sampler[list[Item]]):
     """
 
     def __init__(self, lengths: Mapping[str, int], batch_sizes: Mapping[str, int], *, world: int, rank: int) -> None:
-        self._batches = [
-            [(source, 0, index) for index in indices[first : first + batch_sizes[source]]]
+        of_source = [
+            [
+                [(source, 0, index) for index in indices[first : first + batch_sizes[source]]]
+                for indices in [range(rank, length, world)]
+                for first in range(0, len(indices), batch_sizes[source])
+            ]
             for source, length in lengths.items()
-            for indices in [range(rank, length, world)]
-            for first in range(0, len(indices), batch_sizes[source])
         ]
+        self._batches = [batch for turn in zip_longest(*of_source) for batch in turn if batch is not None]
 
     def __iter__(self) -> Iterator[list[Item]]:
         return iter(self._batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -11,9 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from densectx.errors import ConfigError, DataError, suggest
-
-if TYPE_CHECKING:
-    from densectx.types import Sample
+from densectx.types import Sample
 
 _OPTIONS = ("scale", "crop", "flip", "color")
 _GEOMETRIC = ("image", "mask", "target")

@@ -53,8 +53,7 @@ class Colorization(Task):
         super().__init__(source, weight, channels=1, in_channels=in_channels)
         if info.channels != 3:
             raise ConfigError(f"colorization: source {source!r} has {info.channels} channels, colour images have 3.")
-        runtime = {"features": features, "in_channels": 1, "out_channels": 2, "scale": 1}
-        self.head = HEADS.build(head, "head", **runtime)
+        self.head = HEADS.build(head, "head", features=features, in_channels=1, out_channels=2)
         self.criterion = Criterion(loss)
         self.metrics = ImageMetrics({"ab_psnr": _ab_psnr, "psnr": _rgb_psnr}, "gray")
 

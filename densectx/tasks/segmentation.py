@@ -58,9 +58,8 @@ class Segmentation(Task):
                 f"segmentation: classes is {classes}, but source {source!r} has {count} ({', '.join(info.classes)})."
             )
         self.info = info
-        runtime = {"features": features, "in_channels": info.channels, "out_channels": count, "scale": 1}
-        self.head = HEADS.build(head, "head", **runtime)
-        self.criterion = Criterion(loss, ignore_index=info.ignore_index)
+        self.head = HEADS.build(head, "head", features=features, in_channels=info.channels, out_channels=count)
+        self.criterion = Criterion(loss, ignore_index=info.ignore_index, classes=count)
         self.metrics = ConfusionMetrics(count, info.ignore_index)
         palette = info.palette or default_palette(count)
         self.register_buffer("palette", torch.tensor(palette, dtype=torch.float32) / 255, persistent=False)

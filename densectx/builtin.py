@@ -1,0 +1,46 @@
+"""densectx's own parts: name -> where it is defined, resolved when it is used."""
+
+from __future__ import annotations
+
+BUILTIN: dict[str, dict[str, str]] = {
+    "backbones": {
+        "dilated_resnet18": "densectx.backbones.timm:dilated_resnet18",
+        "dilated_resnet34": "densectx.backbones.timm:dilated_resnet34",
+        "dilated_resnet50": "densectx.backbones.timm:dilated_resnet50",
+        "dilated_resnet101": "densectx.backbones.timm:dilated_resnet101",
+        "dilated_vgg16": "densectx.backbones.vgg:DilatedVGG16",
+        "plain": "densectx.backbones.plain:Plain",
+        "timm": "densectx.backbones.timm:Timm",
+    },
+    "contexts": {
+        "aspp": "densectx.nn.aspp:ASPP",
+        "basic": "densectx.nn.context:basic",
+        "context7": "densectx.nn.context:context7",
+        "context10": "densectx.nn.context:context10",
+        "large": "densectx.nn.context:large",
+        "none": "densectx.nn.context:NoContext",
+    },
+    "heads": {
+        "decoder": "densectx.heads.decoder:Decoder",
+        "linear": "densectx.heads.linear:Linear",
+        "upsample": "densectx.heads.linear:Upsample",
+    },
+    "tasks": {
+        "colorization": "densectx.tasks.colorization:Colorization",
+        "denoising": "densectx.tasks.denoising:Denoising",
+        "segmentation": "densectx.tasks.segmentation:Segmentation",
+        "super_resolution": "densectx.tasks.super_resolution:SuperResolution",
+    },
+    "datasets": {
+        "folder": "densectx.data.folder:Folder",
+        "image_mask": "densectx.data.image_mask:ImageMask",
+        "mosaic": "densectx.data.mosaic:Mosaic",
+    },
+    "losses": {
+        "charbonnier": "densectx.losses:Charbonnier",
+        "cross_entropy": "densectx.losses:CrossEntropy",
+        "l1": "densectx.losses:L1",
+        "mse": "densectx.losses:MSE",
+    },
+    "models": {},
+}
