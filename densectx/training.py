@@ -83,6 +83,10 @@ def main(command: str, argv: Sequence[str]) -> int:
             else:
                 rank_zero_info(init_from(module.model, config["init_from"]))
             (trainer.validate if command == "validate" else trainer.test)(module, datamodule=data, verbose=False)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning shuts down, then exits with 1
+            raise KeyboardInterrupt from error
+        raise
     except DataError as error:
         raise DataError(_innermost(str(error))) from error
     except ConfigError as error:

@@ -1,5 +1,10 @@
 """Training as users run it: resume, start from other weights, frozen parts, averages, Python without YAML."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -178,6 +183,32 @@ def test_damaged_and_foreign_checkpoints_are_refused(fit, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=message):
             densectx.load(tmp_path / name)
+
+
+def test_interrupt_ends_with_130_and_leaves_whole_checkpoints(tmp_path):
+    (tmp_path / "small.yaml").write_text(CONFIG)
+    words = ["fit", "-c", "small.yaml", "--trainer.max_steps", "100000", "--model.lr_scheduler", "null"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(densectx.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment.pop("DENSECTX_RUN", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "densectx", *words],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    last = tmp_path / "runs" / "small" / "0" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 100
+    while not last.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    densectx.load(last)
 
 
 def test_python_without_yaml(tmp_path):
