@@ -38,8 +38,7 @@ def run_folder(root: Path, name: str) -> Path:
 
 def first_rank() -> bool:
     """Whether this process is the first of its job, as the launchers say (torchrun, srun, Lightning's own)."""
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return int(next((rank for rank in ranks if rank), "0")) == 0
+    return not any(int(os.environ.get(name) or 0) for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 def newest(root: Path, name: str) -> Path | None:

@@ -93,8 +93,8 @@ def main(command: str, argv: Sequence[str]) -> int:
         raise ConfigError(_located(_innermost(str(error)), composed)) from error
     finally:
         if fresh and folder.exists() and not any(folder.iterdir()):  # refused before anything was written
-            folder.rmdir()
-            with suppress(OSError):  # other runs of this name
+            with suppress(OSError):  # another rank was faster; other runs of this name
+                folder.rmdir()
                 folder.parent.rmdir()
     return 0
 
