@@ -22,6 +22,7 @@ from densectx.errors import ConfigError
 from densectx.loggers import MetricsFile
 from densectx.model import DenseModel
 from densectx.module import DenseModule
+from densectx.registry import allowed_imports
 from densectx.types import SourceInfo
 
 # Classes that a config may name by class_path: what is built from there runs, so the list is closed.
@@ -98,10 +99,29 @@ class _CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """With the built arguments."""
-        return super().instantiate_trainer(**self._extra, **kwargs)
+        given = self.config_init["trainer"].get("plugins") or []
+        plugins = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **self._extra, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data", "model.sources", compute_fn=DataModule.info, apply_on="instantiate")
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """What Lightning would accept and this framework cannot do."""
+    precision = str(trainer.get("precision") or "32-true")
+    if precision.endswith("true") and not precision.startswith("32"):
+        raise ConfigError(
+            f"inputs, losses and sums are float32, so {precision!r} is not possible; take bf16-mixed or 16-mixed.",
+            "trainer.precision",
+        )
+    window, interval = trainer.get("accumulate_grad_batches") or 1, trainer.get("val_check_interval")
+    if isinstance(window, int) and isinstance(interval, int) and interval % window:
+        raise ConfigError(
+            f"{interval} batches are no multiple of accumulate_grad_batches, {window}: checkpoints are written at"
+            " validation, and inside a window of accumulation they could not be resumed exactly.",
+            "trainer.val_check_interval",
+        )
 
 
 def instantiate(config: Mapping[str, Any], folder: Path, command: str) -> tuple[pl.Trainer, DenseModule, DataModule]:
@@ -115,7 +135,10 @@ def instantiate(config: Mapping[str, Any], folder: Path, command: str) -> tuple[
     values["trainer"].setdefault("num_sanity_val_steps", 0)
     values["trainer"]["default_root_dir"] = str(folder)
     callbacks: list[pl.Callback] = [ScoreTable()]
-    given = [str(spec.get("class_path", "")) for spec in values["trainer"].get("callbacks") or []]
+    _check_trainer(values["trainer"])
+    listed = values["trainer"].get("callbacks") or []
+    listed = listed if isinstance(listed, list) else [listed]
+    given = [str(spec.get("class_path") if isinstance(spec, Mapping) else spec) for spec in listed]
     loggers: list[Any] = []
     if command == "fit" and values["trainer"].get("logger", True) not in (False, None):
         loggers = [TensorBoardLogger(folder, name="", version=""), MetricsFile(folder / "metrics.csv")]
@@ -125,14 +148,14 @@ def instantiate(config: Mapping[str, Any], folder: Path, command: str) -> tuple[
             callbacks.append(Pictures())
         if values["trainer"].get("enable_checkpointing", True) and not any(p.endswith("Checkpoints") for p in given):
             callbacks.append(Checkpoints())
-    extra: dict[str, Any] = {"plugins": [AtomicCheckpointIO()]}
+    extra: dict[str, Any] = {}
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
         if isinstance(values["trainer"].get(key), int):  # jsonargparse would make 1 batch 1.0, all of them
             extra[key] = values["trainer"].pop(key)
     if values["trainer"].get("logger", True) is True:
         values["trainer"].pop("logger", None)
         extra["logger"] = loggers or False
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_PACKAGES])
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_PACKAGES, *allowed_imports()])
     # every refusal of jsonargparse is raised instead of printed with fifty lines of usage
     parser = {"exit_on_error": False}
     try:

@@ -107,7 +107,7 @@ def locate(path: str | Path) -> Path:
         if isinstance(found, str | Path):
             return Path(found)
         raise CheckpointError(
-            f"model {str(path)!r} comes without weights; make a file with `densectx convert --net {path}`."
+            f"model {str(path)!r} comes without weights: it is a config to train, or to fill with published weights."
         )
     known = f" Known model names: {', '.join(MODELS.names())}." if MODELS.names() else ""
     raise CheckpointError(f"{path}: no such file, run folder or model name.{known}")

@@ -102,8 +102,7 @@ class Checkpoints(Checkpoint):
         better = value > self.best_value or self.best_step < 0
         if better:
             self.best_value, self.best_step = value, trainer.global_step
-        if trainer.global_step != self.saved_step:
-            self._save(trainer)
+        self._save(trainer)  # also where the step is saved: the file has to know this validation
         if better and trainer.is_global_zero:
             link(self.folder / "best.ckpt", f"step-{trainer.global_step}.ckpt")
             self._prune()
@@ -144,21 +143,23 @@ class Checkpoints(Checkpoint):
         self._prune()
 
     def _prune(self) -> None:
-        files = sorted(self.folder.glob("step-*.ckpt"), key=lambda f: int(f.stem.partition("-")[2]))
+        # files of later steps are there after going on from an older one; they are replaced when their step comes
+        files = [file for file in self.folder.glob("step-*.ckpt") if _step(file) <= self.saved_step]
         best = self.folder / "best.ckpt"
         target = best.resolve().name if best.exists() else ""
-        for file in files[: -self.keep]:
+        for file in sorted(files, key=_step)[: -self.keep]:
             if file.name != target:
                 file.unlink()
 
     def state_dict(self) -> dict[str, Any]:
         """What ``best`` means so far."""
-        return {"best_value": self.best_value, "best_step": self.best_step, "first": dict(self.first)}
+        state = {"best_value": self.best_value, "best_step": self.best_step, "saved_step": self.saved_step}
+        return {**state, "first": dict(self.first)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
-        self.first = dict(state_dict["first"])
+        self.saved_step, self.first = state_dict["saved_step"], dict(state_dict["first"])
 
 
 def _ends(trainer: pl.Trainer) -> bool:
@@ -167,6 +168,10 @@ def _ends(trainer: pl.Trainer) -> bool:
         return True
     last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
     return bool(trainer.should_stop or (last_epoch and trainer.is_last_batch))
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.partition("-")[2])
 
 
 def link(path: Path, target: str) -> None:

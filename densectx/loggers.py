@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, final
 
@@ -27,6 +28,7 @@ class MetricsFile(Logger):
         self.path = Path(path)
         self.rows: dict[int, dict[str, str]] | None = None  # read when the first value comes
         self.columns = ["step"]
+        self.start = 0  # of the last row in the file
 
     @property
     def name(self) -> str:
@@ -52,11 +54,16 @@ class MetricsFile(Logger):
         self.columns += fresh
         last = next(reversed(self.rows), None)
         self.rows.setdefault(step, {"step": str(step)}).update({k: f"{v:.9g}" for k, v in metrics.items()})
-        if fresh or last is None or step <= last:
+        if fresh or last is None or step < last:
             self._write()
-        else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.columns).writerow(self.rows[step])
+            return
+        with self.path.open("r+", newline="", encoding="utf-8") as file:
+            if step == last:  # more values of the last row: it is written again
+                file.seek(self.start)
+                file.truncate()
+            else:
+                self.start = file.seek(0, SEEK_END)
+            csv.DictWriter(file, self.columns).writerow(self.rows[step])
 
     def _read(self, before: int) -> dict[int, dict[str, str]]:
         """What an earlier part of the run measured before this step."""
@@ -73,5 +80,7 @@ class MetricsFile(Logger):
         with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
-            writer.writerows((self.rows or {}).values())
+            for row in (self.rows or {}).values():
+                self.start = file.tell()
+                writer.writerow(row)
         temporary.replace(self.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, cast, final
 
 import torch
@@ -95,8 +96,8 @@ class DenseModel(nn.Module):
         tasks, used = {}, {}
         for key, spec in specs.items():
             where = f"model.tasks.{key}"
-            if not key.isidentifier():
-                raise ConfigError("a task's key has to be an identifier.", where)
+            if not key.isidentifier() or key == "shared" or hasattr(nn.ModuleDict, key):
+                raise ConfigError(f"a task cannot be called {key!r}; choose an identifier like denoise_25.", where)
             _, options = TASKS.check(spec, ("features", "in_channels", "info"), where)
             source = str(options["source"])
             if source not in sources:
@@ -110,8 +111,9 @@ class DenseModel(nn.Module):
 
     def trunk(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W), multiples of ``stride`` -> the pyramid and the projected last level."""
-        pyramid = self.backbone(x)
-        features = [*pyramid, self.projection(pyramid[-1])]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.ablate is None):
+            pyramid = self.backbone(x)
+            features = [*pyramid, self.projection(pyramid[-1])]
         return [torch.zeros_like(f) for f in features] if self.ablate == "trunk_zero" else features
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -164,7 +166,7 @@ class DenseModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            found = {key: self._answer(self.task(key), key, batch.to(device), wanted[key]) for key in keys}
+            found = self._answers(keys, batch.to(device), wanted)
         finally:
             self.train(training)
         return {key: (y if image.ndim == 4 else y[0]).float().to(image.device) for key, y in found.items()}
@@ -180,21 +182,34 @@ class DenseModel(nn.Module):
             wanted[key][option] = value
         return wanted
 
-    def _answer(self, task: Task, key: str, image: Tensor, options: Mapping[str, float | None]) -> Tensor:
-        def run(batch: Tensor) -> Tensor:
-            x = task.inputs(batch, options)
-            return task.postprocess(full(self({key: x})[key]), x)
+    def _answers(
+        self, keys: Iterable[str], image: Tensor, options: Mapping[str, Mapping[str, float | None]]
+    ) -> dict[str, Tensor]:
+        def run(some: Iterable[str], batch: Tensor) -> dict[str, Tensor]:
+            inputs = {key: self.task(key).inputs(batch, options[key]) for key in some}
+            return {k: self.task(k).postprocess(full(y), inputs[k]) for k, y in self(inputs).items()}
 
-        channels = self.channels(key)
-        if image.shape[1] == channels:
-            return run(image)
-        if image.shape[1] == 1:
-            return run(image.expand(-1, channels, -1, -1))
-        if channels == 1 and image.shape[1] == 3:
-            if task.on_colour == "gray":
-                return run(grey(image))
-            return _luma_only(run, image, task.scale) if task.on_colour == "luma" else _per_channel(run, image)
-        raise ConfigError(f"an image of {image.shape[1]} channels; this model takes 1 or {channels}.")
+        def only(key: str, batch: Tensor) -> Tensor:
+            return run([key], batch)[key]
+
+        by_channels: dict[int, list[str]] = {}
+        for key in keys:
+            by_channels.setdefault(self.channels(key), []).append(key)
+        found: dict[str, Tensor] = {}
+        for channels, some in by_channels.items():
+            if image.shape[1] in (1, channels):  # together: tasks that use the image unchanged share a pass
+                found |= run(some, image.expand(-1, channels, -1, -1))
+            elif channels == 1 and image.shape[1] == 3:
+                found |= {key: self._gray_on_colour(key, partial(only, key), image) for key in some}
+            else:
+                raise ConfigError(f"an image of {image.shape[1]} channels; this model takes 1 or {channels}.")
+        return found
+
+    def _gray_on_colour(self, key: str, run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        task = self.task(key)
+        if task.on_colour == "gray":
+            return run(grey(image))
+        return _luma_only(run, image, task.scale) if task.on_colour == "luma" else _per_channel(run, image)
 
     def channels(self, key: str) -> int:
         """Channels of the images that a task takes."""

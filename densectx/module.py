@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import isfinite
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, get_world_size, is_available, is_initialized
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from densectx.balancing import make_balancing
-from densectx.errors import ConfigError, suggest, unknown
+from densectx.errors import ConfigError, NumericError, suggest, unknown
 from densectx.model import DenseModel
 from densectx.nn.precision import full
 from densectx.rng import generator, seed_of
@@ -32,7 +33,7 @@ class DenseModule(pl.LightningModule):
 
     Every loss term is its sum over all ranks divided by its weight over all ranks, so uneven numbers of labelled
     pixels give the gradient of one process with the same global batch. With gradient accumulation each of the N
-    batches is normalised on its own and then averaged. Logs ``train/<task>/loss``, ``train/loss`` and
+    batches is normalised on its own and then averaged. Logs ``train/<task>/loss`` and
     ``val|test/<task>/<metric>``.
 
     Args:
@@ -106,9 +107,12 @@ class DenseModule(pl.LightningModule):
                 if key in terms:
                     losses[key] = losses.get(key, zero) + world * scale * total
                 values[key] = values.get(key, zero) + scale * all_sum.to(total.dtype)
-            present = frozenset(k for (k, _), w in zip(self._terms, totals[:, 1].tolist(), strict=True) if w > 0)
-            loss = self.balancing(losses, present) if losses else zero
-            loss = loss + self._touch(set(losses), present)
+            numbers = totals.tolist()
+            present = frozenset(k for (k, _), (_, w) in zip(self._terms, numbers, strict=True) if w > 0)
+            self._refuse_not_finite(numbers, batch)
+            for key in present:  # labels on other ranks only: no share of the loss, but of what regularises
+                losses.setdefault(key, zero)
+            loss = (self.balancing(losses, present) if losses else zero) + self._touch(set(terms))
         self._idle -= present
         for key in sorted(present):
             self.log(f"train/{key}/loss", values[key], prog_bar=True, batch_size=1)
@@ -137,22 +141,28 @@ class DenseModule(pl.LightningModule):
                     f"model.param_groups: pattern {pattern!r} matches no trained parameter (first match wins);"
                     f" names look like {named[0][0]!r}."
                 )
-        optimizer = self.make_optimizer(
-            [
-                {"params": params} | {k: v for k, v in self.param_groups.get(pattern, {}).items() if k != "match"}
-                for pattern, params in groups.items()
-            ]
-        )
+        own = {p: {k: v for k, v in group.items() if k != "match"} for p, group in self.param_groups.items()}
+        try:
+            optimizer = self.make_optimizer([{"params": ps, **own.get(p, {})} for p, ps in groups.items()])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error), "model.optimizer") from error
         for group in self.param_groups.values():
             for option in group:
                 if option not in ("match", *optimizer.defaults):
                     raise ConfigError(unknown("optimizer option", option, optimizer.defaults), "model.param_groups")
+            if group.get("lr", 0) < 0:
+                raise ConfigError(f"lr {group['lr']} is negative.", "model.param_groups")
         if self.make_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
+        try:
+            scheduler = self.make_scheduler(optimizer)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error), "model.lr_scheduler") from error
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ConfigError(
+                "schedules step with the optimizer and see no metric; take another.", "model.lr_scheduler"
+            )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # evaluation
 
@@ -223,17 +233,36 @@ class DenseModule(pl.LightningModule):
         own = [p for module in modules for p in module.parameters() if p.requires_grad]
         return own + [p for name, p in self.balancing.named_parameters() if name.rpartition(".")[2] == key]
 
-    def _touch(self, run: set[str], present: frozenset[str]) -> Tensor:
+    def _touch(self, run: set[str]) -> Tensor:
         """Zero with a graph to the parameters that this rank did not use, so that plain DDP reduces them."""
-        zero = torch.zeros((), device=self.device)
-        for key in set(self.model.tasks) - run if run else set(self.model.tasks):
-            for parameter in self._own(key):
-                zero = zero + parameter.flatten()[:0].sum()  # an empty slice: no NaN even if the parameter is inf
+        unused = [p for key in set(self.model.tasks) - run for p in self._own(key)]
         if not run:
-            for parameter in self.model.parameters():
-                if parameter.requires_grad:
-                    zero = zero + parameter.flatten()[:0].sum()
+            unused += [p for p in self.model.parameters() if p.requires_grad]
+        elif self.model.ablate:
+            trunk = (self.model.backbone, self.model.projection)
+            unused += [p for part in trunk for p in part.parameters() if p.requires_grad]
+        zero = torch.zeros((), device=self.device)
+        for parameter in unused:
+            zero = zero + parameter.flatten()[:0].sum()  # an empty slice: no NaN even if the parameter is inf
         return zero
+
+    def _refuse_not_finite(self, totals: list[list[float]], batch: Batch) -> None:
+        """Stop before a loss that is not finite reaches the weights; every rank sees the same sums.
+
+        With float16 the gradient scaler expects overflows and skips their steps itself.
+        """
+        bad = [
+            f"{key} ({term})"
+            for (key, term), pair in zip(self._terms, totals, strict=True)
+            if not all(map(isfinite, pair))
+        ]
+        if bad and (self._trainer is None or self.trainer.precision != "16-mixed"):
+            keys = {source: sample["key"].tolist() for source, sample in batch.items()}
+            raise NumericError(
+                f"the loss of {', '.join(bad)} is not finite at step {self.global_step}; the weights are those of the"
+                f" step before. This rank's samples, [pass, index] by source: {keys}. Try a lower learning rate,"
+                " trainer.gradient_clip_val or float32."
+            )
 
     def _log_metrics(self, stage: str) -> None:
         for key in self.model.tasks:

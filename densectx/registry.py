@@ -237,6 +237,11 @@ def allow_import(package: str) -> None:
     _allowed.add(package)
 
 
+def allowed_imports() -> list[str]:
+    """The packages that :func:`allow_import` was called for."""
+    return sorted(_allowed)
+
+
 def _import_allowed(kind: str, target: str) -> Factory:
     module, _, attribute = target.partition(":")
     package = module.partition(".")[0]

@@ -6,7 +6,7 @@ import os
 from itertools import count
 from pathlib import Path
 
-from densectx.errors import ConfigError
+from densectx.errors import StorageError
 
 _SHARED = "DENSECTX_RUN"  # Lightning's launcher starts the other ranks with this process's environment
 
@@ -15,7 +15,7 @@ def run_folder(root: Path, name: str) -> Path:
     """A new folder ``root/name/N``, N counting up; made by the first rank, read from the environment by the others.
 
     Raises:
-        ConfigError: the folder cannot be made.
+        StorageError: the folder cannot be made.
     """
     if not first_rank():  # started by torchrun or srun it is not told the name, but only the first rank writes
         return Path(os.environ.get(_SHARED, root / name / "of-the-first-rank"))
@@ -30,7 +30,7 @@ def run_folder(root: Path, name: str) -> Path:
             os.environ[_SHARED] = str(folder.absolute())
             return folder
     except OSError as error:
-        raise ConfigError(
+        raise StorageError(
             f"run folder {root / name}: cannot be made: {error}; set trainer.default_root_dir."
         ) from error
     raise AssertionError("unreachable")

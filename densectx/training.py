@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from packaging.requirements import InvalidRequirement, Requirement
 from pytorch_lightning.utilities import rank_zero_info
 
 from densectx.arguments import TOP_LEVEL, Takes, split_arguments
@@ -19,11 +23,14 @@ from densectx.building import build_module, instantiate
 from densectx.checkpoint import fit, init_from, locate, read
 from densectx.config import Composed, check_keys, compose, dump
 from densectx.data.module import DataModule
-from densectx.errors import CheckpointError, ConfigError, DataError, PluginError
+from densectx.errors import ConfigError, DataError, PluginError, StorageError
+from densectx.model import DenseModel
 from densectx.registry import allow_import
 from densectx.runs import newest, run_folder
+from densectx.typecheck import fits
 from densectx.usage import help_text
 
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 _OPTIONS: dict[str, Takes] = {
     "--allow-changed": "values",
     "--allow-import": "values",
@@ -69,9 +76,11 @@ def main(command: str, argv: Sequence[str]) -> int:
     source = options.get("--resume") if command == "fit" else options.get("--ckpt_path")
     try:
         trainer, module, data = instantiate(config, folder, command)
-        checkpoint = _checkpoint(command, source, run, config, arguments.options.get("--allow-changed", []))
+        checkpoint = _checkpoint(
+            command, source, run, config, module.model, arguments.options.get("--allow-changed", [])
+        )
         if command == "fit":
-            if config.get("init_from"):
+            if config.get("init_from") and checkpoint is None:
                 rank_zero_info(init_from(module.model, config["init_from"]))
             if trainer.is_global_zero:
                 (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
@@ -87,6 +96,12 @@ def main(command: str, argv: Sequence[str]) -> int:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning shuts down, then exits with 1
             raise KeyboardInterrupt from error
         raise
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        raise StorageError(f"{error.filename or folder}: cannot be written: {error.strerror}; free space.") from error
+    except MisconfigurationException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     except DataError as error:
         raise DataError(_innermost(str(error))) from error
     except ConfigError as error:
@@ -120,17 +135,31 @@ def _run_to_resume(
         rank_zero_info(f"--resume auto: going on in {found}" if found else "--resume auto: no run yet, a fresh start")
         return found
     file = locate(resume)
-    return Path(resume) if Path(resume).is_dir() else file.parent.parent
+    if file.parent.name != "checkpoints":
+        raise ConfigError(
+            f"--resume {resume}: {file} does not lie in the checkpoints folder of a run; name the run, or take its"
+            " weights with init_from."
+        )
+    return file.parent.parent
 
 
 def _check_requires(config: Mapping[str, Any]) -> None:
-    for distribution in config.get("requires") or []:
+    needed = config.get("requires") or []
+    if not fits(needed, list[str]):
+        raise ConfigError(f"requires: expected a list of distributions, got {needed!r}.")
+    for text in needed:
+        fix = f"pip install {shlex.quote(text)}"
         try:
-            version(str(distribution))
+            requirement = Requirement(text)
+            found = version(requirement.name)
+        except InvalidRequirement as error:
+            raise ConfigError(f"requires: {text!r} is no requirement such as densectx-edges>=0.1: {error}.") from None
         except PackageNotFoundError:
             raise PluginError(
-                f"the config needs {distribution}, which is not installed: pip install {distribution}"
+                f"the config needs {text}, which is not installed: pip install {shlex.quote(text)}"
             ) from None
+        if found not in requirement.specifier:
+            raise PluginError(f"the config needs {text}, installed is {found}: pip install {shlex.quote(text)}")
 
 
 def _check(composed: Composed) -> None:
@@ -154,7 +183,12 @@ def _check(composed: Composed) -> None:
 
 
 def _checkpoint(
-    command: str, source: str | None, run: Path | None, config: Mapping[str, Any], allowed: Sequence[str]
+    command: str,
+    source: str | None,
+    run: Path | None,
+    config: Mapping[str, Any],
+    model: DenseModel,
+    allowed: Sequence[str],
 ) -> Path | None:
     """The file to start from, checked against the config."""
     if command != "fit":
@@ -164,15 +198,14 @@ def _checkpoint(
     if source is None or run is None:
         return None
     file = run / "checkpoints" / "last.ckpt" if source == "auto" or Path(source).is_dir() else Path(source)
-    _, info = read(file)
+    weights, info = read(file)
     changed = [key for key in _differences(info["config"], config) if not any(key.startswith(a) for a in allowed)]
     if changed:
         raise ConfigError(
             f"--resume {source}: the config differs from the run's in {', '.join(changed)};"
             f" resume with the run's own config, or say --allow-changed {changed[0]} if it is meant."
         )
-    if not file.exists():
-        raise CheckpointError(f"--resume {source}: {file} does not exist.")
+    fit(model, weights, f"--resume {source}: {file}")
     return file
 
 
@@ -180,7 +213,9 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Dotted key paths whose values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted({*old, *new}, key=str)
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+        absent = object()
+        pairs = ((k, old.get(k, absent), new.get(k, absent)) for k in keys)
+        return [d for k, a, b in pairs for d in _differences(a, b, f"{path}.{k}" if path else str(k))]
     return [] if old == new else [path]
 
 

@@ -1,5 +1,7 @@
 """Training as users run it: resume, start from other weights, frozen parts, averages, Python without YAML."""
 
+import csv
+import errno
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import torch
 import densectx
 from densectx.cli import main
 from densectx.errors import CheckpointError
+from densectx.loggers import MetricsFile
 from densectx.schedules import WarmupCosine, WarmupPoly
 
 CONFIG = """
@@ -65,7 +68,10 @@ def same(a, b):
 EMA = "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
 
 
-@pytest.mark.parametrize("more", [[], ["--trainer.accumulate_grad_batches", "3"], ["--trainer.callbacks", EMA]])
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=3"], ["--trainer.callbacks", EMA]],
+)
 def test_resumed_run_ends_with_the_same_weights(fit, more):
     whole = fit("whole", *more)
     part = fit("part", *more, "--trainer.max_steps", "5")
@@ -246,3 +252,94 @@ def test_schedules():
     cosine = rates(WarmupCosine(optimizer, total_steps=10, warmup_steps=3, final=0.1))
     assert cosine[0] < cosine[1] < cosine[2] < cosine[3] > cosine[4]
     assert min(cosine[3:]) >= 0.1
+
+
+def test_going_on_from_an_older_file_keeps_what_it_writes(fit):
+    run = fit("run", "--trainer.max_steps", "6")
+    old = run / "checkpoints" / "step-4.ckpt"
+    fit("run", "--trainer.max_steps=6", "--trainer.val_check_interval=1", "--allow-changed=trainer", f"--resume={old}")
+    assert weights(run)["global_step"] == 6
+    assert (run / "checkpoints" / "step-5.ckpt").exists()
+
+
+def test_a_resumed_run_needs_its_first_weights_no_more(fit):
+    first = fit("first", "--trainer.max_steps", "2")
+    second = fit("second", "--trainer.max_steps", "2", "--init_from", str(first))
+    (first / "checkpoints").rename(first / "gone")
+    more = ["--trainer.max_steps", "4", "--allow-changed", "trainer"]
+    assert fit("second", "--init_from", str(first), "--resume", str(second), *more) == second
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(fit, capsys):
+    run = fit("bad", "--model.optimizer.init_args.lr=1e30", "--model.lr_scheduler=null", status=6)
+    error = capsys.readouterr().err
+    assert "not finite at step" in error
+    assert "mosaic" in error
+    assert run.exists()
+
+
+def test_full_disk_is_named_with_status_8(fit, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "step-2.ckpt")
+
+    monkeypatch.setattr(torch, "save", full)
+    fit("full", status=8)
+    assert "step-2.ckpt: cannot be written: No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.optimizer.init_args.lr=-1"], "Invalid learning rate"),
+        (["--model.lr_scheduler={class_path: torch.optim.lr_scheduler.ReduceLROnPlateau}"], "see no metric"),
+        (["--trainer.precision=bf16-true"], "bf16-mixed"),
+        (["--trainer.accumulate_grad_batches=3"], "no multiple"),
+        (["--model.context.init_noise=-1"], "negative"),
+        (["--model.context={name: aspp, rates: [0]}"], "positive"),
+        (["--model.backbone={name: timm, model: resnet10t, levels: 9}"], "levels"),
+        (["--model.tasks.keys={name: denoising, source: mosaic}"], "cannot be called 'keys'"),
+        (["--model.param_groups=[{match: backbone.*, lrr: 1}]"], "did you mean 'lr'"),
+        (["--requires=densectx-edges"], "expected a list"),
+        (["--model.tasks.denoising.head=linear"], "model.backbone.in_channels to 4"),
+    ],
+)
+def test_more_that_cannot_work(fit, capsys, flags, message):
+    fit("bad", *flags, status=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_callbacks_and_plugins_in_lightnings_short_forms(fit):
+    run = fit(
+        "short",
+        "--trainer.max_steps=2",
+        "--trainer.callbacks=[LearningRateMonitor, {class_path: EarlyStopping, init_args: {monitor: val/denoising/psnr, mode: max}}]",
+        "--trainer.plugins={class_path: pytorch_lightning.plugins.environments.LightningEnvironment}",
+    )
+    assert (run / "checkpoints" / "last.ckpt").is_symlink()
+
+
+def test_ablated_trunk_trains_and_gets_no_gradient(fit):
+    run = fit("zero", "--trainer.max_steps=2", "--model.ablate=trunk_zero", "--model.context.init_noise=0.1")
+    start = fit("start", "--trainer.max_steps=1", "--model.ablate=trunk_zero", "--model.optimizer.init_args.lr=0.0")
+    a, b = weights(run)["state_dict"], weights(start)["state_dict"]
+    assert a.keys() == b.keys()
+
+
+def test_metrics_file_goes_on_where_a_run_goes_on(tmp_path):
+    first = MetricsFile(tmp_path / "metrics.csv")
+    first.log_metrics({"a": 1.0}, 1)
+    first.log_metrics({"b": 2.0}, 1)
+    for step in (2, 3, 4):
+        first.log_metrics({"a": step}, step)
+        first.log_metrics({"b": step}, step)
+    second = MetricsFile(tmp_path / "metrics.csv")
+    second.log_metrics({"a": 30.0}, 3)
+    second.log_metrics({"c": 7.0}, 3)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [(r["step"], r["a"], r["b"], r["c"]) for r in rows] == [
+        ("1", "1", "2", ""),
+        ("2", "2", "2", ""),
+        ("3", "30", "", "7"),
+    ]

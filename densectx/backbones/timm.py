@@ -47,6 +47,8 @@ class Timm(Backbone):
         super().__init__()
         if not timm.is_model(model):
             raise ConfigError(f"timm has no network {model!r}{suggest(model, timm.list_models())}")
+        if levels is not None and levels < 1:
+            raise ConfigError(f"timm network {model!r}: levels {levels} must be positive.")
         self.in_channels = in_channels
         options: dict[str, Any] = {"features_only": True, "output_stride": output_stride, "in_chans": in_channels}
         if levels is not None:

@@ -134,11 +134,11 @@ class DataModule(pl.LightningDataModule):
         return _TrainLoader(_Items(self.datasets["train"], self.augments, self.seed), **self._options(sampler, fix))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation sample exactly once over all ranks; one source after the other."""
+        """Every validation sample exactly once over all ranks; the sources in turn."""
         return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Every test sample exactly once over all ranks; one source after the other."""
+        """Every test sample exactly once over all ranks; the sources in turn."""
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,6 +152,10 @@ class DataModule(pl.LightningDataModule):
     def _eval_loader(self, split: Split) -> DataLoader[Any]:
         world, rank = self._ranks()
         lengths = {name: len(dataset) for name, dataset in self.datasets[split].items()}
+        if 0 < max(lengths.values()) < world:
+            raise ConfigError(
+                f"no source has a {split} sample for each of {world} ranks ({lengths}); evaluate on fewer devices."
+            )
         sampler = EvalSampler(lengths, self.eval_batch_sizes, world=world, rank=rank)
         items = _Items(self.datasets[split], dict.fromkeys(lengths), self.seed)
         return DataLoader(items, **self._options(sampler, "set data.sources.{source}.eval_batch_size to 1"))

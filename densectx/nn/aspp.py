@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from densectx.errors import ConfigError
 from densectx.nn.context import Context
 
 
@@ -26,6 +27,8 @@ class ASPP(Context):
 
     def __init__(self, in_channels: int, rates: Sequence[int] = (12, 24, 36), *, pooling: bool = True) -> None:
         super().__init__()
+        if any(rate < 1 for rate in rates):
+            raise ConfigError(f"aspp: rates {tuple(rates)} must be positive.")
         self.rates = tuple(rates)
         self.point = nn.Conv2d(in_channels, in_channels, 1)
         self.branches = nn.ModuleList(nn.Conv2d(in_channels, in_channels, 3, padding=r, dilation=r) for r in rates)

@@ -90,6 +90,8 @@ class ContextModule(Context):
             raise ConfigError(
                 f"context: dilations {tuple(dilations)} and widths {widths} must be equally many positive integers."
             )
+        if init_noise < 0:
+            raise ConfigError(f"context: init_noise {init_noise} is negative.")
         if padding not in ("each", "once"):
             raise ConfigError(f"context: padding {padding!r} is not 'each' or 'once'.")
         self.residual = residual

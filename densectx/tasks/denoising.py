@@ -64,6 +64,12 @@ class Denoising(Task):
         self.image_channels = info.channels
         self.test_sigma = sum(levels) / len(levels) if test_sigma is None else float(test_sigma)
         self.options = {"sigma": None} if self.conditioned else {}
+        name = head if isinstance(head, str) else str(head.get("name"))
+        if conditioned and in_channels != channels and "in_channels" not in HEADS.options(name):
+            raise ConfigError(
+                f"denoising: neither the trunk nor head {name!r} would see the noise level of a range of sigmas; set"
+                f" model.backbone.in_channels to {channels}, or take head 'decoder'."
+            )
         self.head = HEADS.build(
             head, "head", features=features, in_channels=channels, out_channels=info.channels, scale=1, residual=True
         )
