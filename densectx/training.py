@@ -155,11 +155,9 @@ def _check_requires(config: Mapping[str, Any]) -> None:
         except InvalidRequirement as error:
             raise ConfigError(f"requires: {text!r} is no requirement such as densectx-edges>=0.1: {error}.") from None
         except PackageNotFoundError:
-            raise PluginError(
-                f"the config needs {text}, which is not installed: pip install {shlex.quote(text)}"
-            ) from None
+            raise PluginError(f"the config needs {text}, which is not installed: {fix}") from None
         if found not in requirement.specifier:
-            raise PluginError(f"the config needs {text}, installed is {found}: pip install {shlex.quote(text)}")
+            raise PluginError(f"the config needs {text}, installed is {found}: {fix}")
 
 
 def _check(composed: Composed) -> None:

@@ -86,15 +86,9 @@ def probe(model: str, options: dict[str, Any]) -> tuple[Feature, ...]:
         with torch.device("meta"):
             net = timm.create_model(model, **options).eval()
             maps = net(torch.zeros(1, options["in_chans"], 64, 64))
-    except (
-        AssertionError,
-        AttributeError,
-        IndexError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except IndexError as error:
+        raise ConfigError(f"timm network {model!r} has fewer than {len(options['out_indices'])} levels.") from error
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{refusal}: it does not support the option ({reason}). {hint}") from error
     levels: Any = net.feature_info
