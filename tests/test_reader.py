@@ -6,6 +6,7 @@ import zlib
 from contextlib import suppress
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -161,7 +162,11 @@ def test_transparent_colours_are_white(tmp_path):
         read_image(path)
 
 
-@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "1", "P"])
+OLD = int(PIL.__version__.partition(".")[0]) < 13
+UNREADABLE = pytest.mark.skipif(OLD, reason="Pillow before 13 cannot read the YCbCr TIFF it writes: a DataError there")
+
+
+@pytest.mark.parametrize("mode", ["CMYK", pytest.param("YCbCr", marks=UNREADABLE), "1", "P"])
 def test_other_modes_match_pillow(tmp_path, mode):
     converted = Image.fromarray(COLOUR).convert(mode)
     image, gray = read_image(saved(tmp_path / "a.tif", converted))
