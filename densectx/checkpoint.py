@@ -55,7 +55,7 @@ def load(path: str | Path) -> DenseModel:
     """
     weights, info = read(path)
     model = from_header(info, path)
-    fit(model, weights, str(path))
+    load_weights(model, weights, str(path))
     return model.eval()
 
 
@@ -133,7 +133,7 @@ def from_header(info: Mapping[str, Any], path: str | Path) -> DenseModel:
         raise CheckpointError(f"{path}: its model cannot be built by densectx {__version__}: {error}") from error
 
 
-def fit(module: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
     """Load weights strictly.
 
     Raises:

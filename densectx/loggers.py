@@ -48,13 +48,14 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add values to the row of a step."""
         step = step or 0
+        opened = self.rows is None
         if self.rows is None:
             self.rows = self._read(step)
         fresh = [name for name in metrics if name not in self.columns and name != "step"]
         self.columns += fresh
         last = next(reversed(self.rows), None)
         self.rows.setdefault(step, {"step": str(step)}).update({k: f"{v:.9g}" for k, v in metrics.items()})
-        if fresh or last is None or step < last:
+        if opened or fresh or last is None or step < last:  # opened: rows of steps done again are still in the file
             self._write()
             return
         with self.path.open("r+", newline="", encoding="utf-8") as file:

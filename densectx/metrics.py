@@ -53,12 +53,6 @@ class ConfusionMetrics(Metric):
         }
         return {name: 100 * value for name, value in values.items()}
 
-    def iou(self) -> Tensor:
-        """(K,) intersection over union of each class in percent, NaN where absent; of this rank's sums."""
-        matrix = self.confusion.double()
-        hits = matrix.diagonal()
-        return 100 * hits / (matrix.sum(1) + matrix.sum(0) - hits)
-
 
 @final
 class ImageMetrics(Metric):

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from densectx.arguments import TOP_LEVEL, Takes, split_arguments
 from densectx.building import build_module, instantiate
-from densectx.checkpoint import fit, init_from, locate, read
+from densectx.checkpoint import init_from, load_weights, locate, read
 from densectx.config import Composed, check_keys, compose, dump
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError, DataError, PluginError, StorageError
@@ -88,7 +88,7 @@ def main(command: str, argv: Sequence[str]) -> int:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         else:
             if checkpoint:
-                fit(module.model, read(checkpoint)[0], str(checkpoint))
+                load_weights(module.model, read(checkpoint)[0], str(checkpoint))
             else:
                 rank_zero_info(init_from(module.model, config["init_from"]))
             (trainer.validate if command == "validate" else trainer.test)(module, datamodule=data, verbose=False)
@@ -203,7 +203,7 @@ def _checkpoint(
             f"--resume {source}: the config differs from the run's in {', '.join(changed)};"
             f" resume with the run's own config, or say --allow-changed {changed[0]} if it is meant."
         )
-    fit(model, weights, f"--resume {source}: {file}")
+    load_weights(model, weights, f"--resume {source}: {file}")
     return file
 
 

@@ -83,7 +83,6 @@ def test_absent_class_is_left_out_of_the_mean():
     metrics = ConfusionMetrics(3, 255)
     metrics.update(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 1]]]))
     assert metrics.compute()["miou"].item() == 100
-    assert torch.isnan(metrics.iou()[2])
 
 
 def test_psnr_is_a_mean_over_images_and_never_infinite():
@@ -120,8 +119,8 @@ def test_bicubic_equals_matlab_on_golden_files(data_root):
     for file in files:
         golden = loadmat(file)
         large, small, again = (torch.tensor(golden[key])[None, None] for key in ("im_gt_y", "im_l_y", "im_b_y"))
-        assert (bicubic(large, down=2) - small).abs().max() < 1e-10
-        assert (bicubic(small, up=2) - again).abs().max() < 1e-10
+        assert (bicubic(large, down=2) - small).abs().max() < 1e-12
+        assert (bicubic(small, up=2) - again).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(("up", "down"), [(2, 1), (3, 1), (1, 2), (1, 4)])

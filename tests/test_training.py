@@ -336,6 +336,7 @@ def test_metrics_file_goes_on_where_a_run_goes_on(tmp_path):
         first.log_metrics({"b": step}, step)
     second = MetricsFile(tmp_path / "metrics.csv")
     second.log_metrics({"a": 30.0}, 3)
+    assert [row["step"] for row in csv.DictReader((tmp_path / "metrics.csv").open())] == ["1", "2", "3"]
     second.log_metrics({"c": 7.0}, 3)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     assert [(r["step"], r["a"], r["b"], r["c"]) for r in rows] == [
