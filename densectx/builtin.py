@@ -37,10 +37,10 @@ BUILTIN: dict[str, dict[str, str]] = {
         "mosaic": "densectx.data.mosaic:Mosaic",
     },
     "losses": {
-        "charbonnier": "densectx.losses:Charbonnier",
-        "cross_entropy": "densectx.losses:CrossEntropy",
-        "l1": "densectx.losses:L1",
-        "mse": "densectx.losses:MSE",
+        "charbonnier": "densectx.losses.elementwise:Charbonnier",
+        "cross_entropy": "densectx.losses.classes:CrossEntropy",
+        "l1": "densectx.losses.elementwise:L1",
+        "mse": "densectx.losses.elementwise:MSE",
     },
     "models": {},
 }

@@ -132,7 +132,7 @@ class DenseModel(nn.Module):
                 contexts[id(adapted), which] = self.context[which](projected)
             features = [*pyramid, contexts[id(adapted), which]]
             output = task.head(features, pad_to_multiple(x, self.stride))
-            height, width = (size * task.scale for size in x.shape[-2:])
+            height, width = (size * task.scale // task.input_scale for size in x.shape[-2:])
             outputs[key] = output[..., :height, :width]
         return outputs
 

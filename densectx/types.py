@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,8 @@ Sample: TypeAlias = "dict[str, Tensor]"
 ``image``  (C, H, W) float32, sRGB in [0, 1]; C = 3 unless the source declares other channels
 ``gray``   () bool, true where the file has one channel (its image is replicated to C)
 ``mask``   (H, W) int64 class ids
-``target`` (K, H, W) float32, any other dense target; NaN where unlabelled
+``target`` (K, H * scale, W * scale) float32, any other dense target, see SourceInfo.target; NaN where unlabelled
+``valid``  (H, W) bool, false where augmentation padded the image; absent where it did not
 ``key``    (2,) int64: pass over the source and index in it (what randomness is counted from)
 
 A label that a sample does not have is an absent key; in a batch it is filled with ignore or NaN.
@@ -30,6 +31,9 @@ Batch: TypeAlias = "dict[str, Sample]"
 
 Terms: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
 """``{term: (sum, weight)}``: the term's value is sum / weight, both taken over all ranks."""
+
+
+TargetKind: TypeAlias = Literal["none", "map", "labels", "image"]
 
 
 class Feature(NamedTuple):
@@ -50,6 +54,10 @@ class SourceInfo:
         ignore_index: id of unlabelled pixels in ``mask``.
         keys: sample keys that the source can deliver.
         size: (H, W) of training samples if all have the same, else None.
+        target: what ``target`` is: ``"map"`` numbers of a field over the picture (depth, share of annotators),
+            ``"labels"`` 0 or 1 for each of ``classes``, ``"image"`` another picture of the same scene, sRGB 0..1
+            (recoloured together with ``image``).
+        scale: size of ``target`` / size of ``image``.
     """
 
     channels: int = 3
@@ -58,6 +66,8 @@ class SourceInfo:
     ignore_index: int = 255
     keys: tuple[str, ...] = ("image",)
     size: tuple[int, int] | None = None
+    target: TargetKind = "none"
+    scale: int = 1
 
     def to_config(self) -> dict[str, Any]:
         """Plain JSON types, for configs and checkpoints."""
@@ -68,6 +78,8 @@ class SourceInfo:
             "ignore_index": self.ignore_index,
             "keys": list(self.keys),
             "size": list(self.size) if self.size else None,
+            "target": self.target,
+            "scale": self.scale,
         }
 
     @classmethod
@@ -81,6 +93,8 @@ class SourceInfo:
             ignore_index=config.get("ignore_index", 255),
             keys=tuple(config.get("keys", ("image",))),
             size=(size[0], size[1]) if size else None,
+            target=config.get("target", "none"),
+            scale=config.get("scale", 1),
         )
 
 

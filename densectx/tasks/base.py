@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,24 +35,27 @@ class Task(nn.Module, ABC):
     Attributes:
         requires: sample keys it cannot train or evaluate without.
         score: the metric it is judged by and the trivial answer beside it.
-        scale: output size / input size.
+        scale: size of the answer / size of the image.
+        input_scale: size of x / size of the image (a network that is fed an enlarged image); divides ``scale``.
         options: run-time options of ``predict`` with their defaults (None: must be given or is estimated).
         on_colour: what ``predict`` does with a colour image where the model has one channel: each channel on its
             own, the luma only with bicubic chroma, or its gray version.
         output: what the answer of ``predict`` is, for those who write it: ``"classes"`` (a probability for each
-            class of the source), ``"restored"`` (the input, improved: gray if the input is) or ``"image"`` (any other
-            picture if it has 1 or 3 channels, else numbers).
+            class of the source), ``"labels"`` (an independent probability for each class), ``"restored"`` (the input,
+            improved: gray if the input is), ``"values"`` (numbers that are no picture: metres, disparities) or
+            ``"image"`` (any other picture if it has 1 or 3 channels, else numbers).
     """
 
-    requires: ClassVar[tuple[str, ...]] = ("image",)
+    requires: tuple[str, ...] = ("image",)
     score: Score
     head: Head
     metrics: Metric
     criterion: Criterion
     scale: int = 1
+    input_scale: int = 1
     options: Mapping[str, float | None] = {}
     on_colour: Literal["per_channel", "luma", "gray"] = "gray"
-    output: Literal["classes", "restored", "image"] = "image"
+    output: Literal["classes", "labels", "restored", "values", "image"] = "image"
 
     def __init__(self, source: str, weight: float, *, channels: int, in_channels: int, maps: int = 0) -> None:
         super().__init__()
@@ -86,7 +89,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, output: Tensor, target: Target) -> Terms:
-        """(B, K, H * scale, W * scale) float32 -> {term: (sum, weight)}, see :class:`densectx.losses.Loss`."""
+        """(B, K, H', W') float32, of the answer's size -> {term: (sum, weight)}, see :class:`densectx.losses.Loss`."""
 
     @abstractmethod
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:

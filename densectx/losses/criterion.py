@@ -1,0 +1,52 @@
+"""Weighted sums of losses from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from densectx.errors import ConfigError
+from densectx.registry import LOSSES
+from densectx.types import Spec, Terms
+
+
+@final
+class Criterion(nn.Module):
+    """A weighted sum of losses, from a spec or a list of specs with an optional ``weight`` each.
+
+    Args:
+        spec: ``"l1"``, ``{"name": "l1", "weight": 0.5}`` or a list of those with different names.
+        where: key path for messages.
+        runtime: arguments that the task supplies to losses that take them.
+
+    Attributes:
+        coefficients: {term: weight in the sum}.
+    """
+
+    def __init__(self, spec: Spec | Sequence[Spec], where: str = "loss", **runtime: Any) -> None:
+        super().__init__()
+        specs = [spec] if isinstance(spec, str | Mapping) else list(spec)
+        self.terms = nn.ModuleDict()
+        self.coefficients: dict[str, float] = {}
+        for one in specs:
+            options = {"name": one} if isinstance(one, str) else dict(one)
+            coefficient = float(options.pop("weight", 1.0))
+            loss = LOSSES.build(options, where, **runtime)
+            name = str(options["name"]).rpartition("/")[2].rpartition(":")[2]
+            if name in self.coefficients:
+                raise ConfigError(f"{where}: loss {name!r} is listed twice.")
+            self.terms[name] = loss
+            self.coefficients[name] = coefficient
+        if not self.coefficients:
+            raise ConfigError(f"{where}: at least one loss is needed.")
+
+    def __call__(self, output: Tensor, target: Tensor) -> Terms:
+        """As :meth:`forward`."""
+        terms: Terms = super().__call__(output, target)
+        return terms
+
+    def forward(self, output: Tensor, target: Tensor) -> Terms:
+        """The terms, each (sum, weight), before their coefficients."""
+        return {name: loss(output, target) for name, loss in self.terms.items()}
