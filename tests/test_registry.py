@@ -72,7 +72,7 @@ def test_a_plugin_does_not_shadow_a_builtin(distribute):
     losses = REGISTRIES["losses"]
     with pytest.raises(PluginError, match=r"densectx .*densectx\.losses\.elementwise:L1.* and plug-a 1\.0 .*'densectx/l1'"):
         losses.get("l1")
-    assert losses.get("densectx/l1").__module__ == "densectx.losses"
+    assert losses.get("densectx/l1").__module__ == "densectx.losses.elementwise"
     assert losses.get("plug-a/l1").__module__ == "plug_a"
 
 
