@@ -62,9 +62,23 @@ class StorageError(DensectxError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence: ``"; did you mean 'x'?"`` for the nearest known name, else ``"."``."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """The end of a sentence: ``"; did you mean 'x'?"`` for the nearest known name, else ``"."``.
+
+    A name one slip of the keyboard away (a letter missing, too many, wrong, or two exchanged) comes before those
+    that only look alike: in short names one slip is half of the letters.
+    """
+    names = list(known)
+    near = get_close_matches(name, [other for other in names if _one_slip(name, other)], n=1, cutoff=0.0)
+    near = near or get_close_matches(name, names, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def _one_slip(a: str, b: str) -> bool:
+    if abs(len(a) - len(b)) > 1 or min(len(a), len(b)) < 1 or max(len(a), len(b)) < 2:
+        return False
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    a, b = a[start:], b[start:]
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -58,6 +58,7 @@ class SourceInfo:
             ``"labels"`` 0 or 1 for each of ``classes``, ``"image"`` another picture of the same scene, sRGB 0..1
             (recoloured together with ``image``).
         scale: size of ``target`` / size of ``image``.
+        value_range: what is 0 and 1 of ``image`` in the files' own numbers, None for the rule of their type.
     """
 
     channels: int = 3
@@ -68,6 +69,7 @@ class SourceInfo:
     size: tuple[int, int] | None = None
     target: TargetKind = "none"
     scale: int = 1
+    value_range: tuple[float, float] | None = None
 
     def to_config(self) -> dict[str, Any]:
         """Plain JSON types, for configs and checkpoints."""
@@ -80,12 +82,13 @@ class SourceInfo:
             "size": list(self.size) if self.size else None,
             "target": self.target,
             "scale": self.scale,
+            "value_range": list(self.value_range) if self.value_range else None,
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SourceInfo:
         """The inverse of :meth:`to_config`."""
-        size = config.get("size")
+        size, limits = config.get("size"), config.get("value_range")
         return cls(
             channels=config.get("channels", 3),
             classes=tuple(config.get("classes", ())),
@@ -95,6 +98,7 @@ class SourceInfo:
             size=(size[0], size[1]) if size else None,
             target=config.get("target", "none"),
             scale=config.get("scale", 1),
+            value_range=(limits[0], limits[1]) if limits else None,
         )
 
 

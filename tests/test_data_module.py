@@ -1,7 +1,9 @@
 """Streams, collation and loaders: what is trained on when, and that everything is evaluated once."""
 
+import os
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import multiprocessing
+from torch.utils.data import DataLoader
 
 from densectx.data.base import Dataset
 from densectx.data.collate import Collate
+from densectx.data.items import Items
 from densectx.data.module import DataModule
 from densectx.data.streams import EvalSampler, StepSampler
+from densectx.data.transforms import Augment
 from densectx.errors import ConfigError, DataError
 from densectx.registry import DATASETS
 from densectx.types import SourceInfo
@@ -91,7 +97,9 @@ def test_evaluation_takes_everything_once(world, n, b):
 
 # -- collation
 
-COLLATE = Collate({"s": 11, "t": 255}, "set data.sources.{source}.augment.crop, or batch_size 1")
+COLLATE = Collate(
+    {"s": SourceInfo(ignore_index=11), "t": SourceInfo()}, "set data.sources.{source}.augment.crop, or batch_size 1"
+)
 
 
 def sample(height=2, width=3, **labels):
@@ -124,6 +132,35 @@ def test_sizes_must_agree_within_a_batch():
     message = r"data.sources.s: sizes differ within a batch \(image: 3x2x3, 3x4x4\); set data.sources.s.augment.crop"
     with pytest.raises(DataError, match=message):
         COLLATE([("s", sample()), ("s", sample(4, 4))])
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4), scale=st.integers(1, 2))
+def test_sizes_may_differ_where_padding_is_asked_for(sizes, scale):
+    infos = {"s": SourceInfo(ignore_index=11, target="map", scale=scale)}
+    samples = [
+        {
+            "image": torch.rand(3, h, w),
+            "mask": torch.ones(h, w, dtype=torch.int64),
+            "target": torch.ones(1, h * scale, w * scale),
+            "valid": torch.ones(h, w, dtype=torch.bool),
+            "key": torch.tensor([0, 0]),
+        }
+        for h, w in sizes
+    ]
+    batch = Collate(infos, "no", pad=["s"])([("s", sample) for sample in samples])["s"]
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    assert batch["image"].shape == (len(sizes), 3, height, width)
+    assert batch["target"].shape == (len(sizes), 1, height * scale, width * scale)
+    for i, (h, w) in enumerate(sizes):
+        valid = torch.zeros(height, width, dtype=torch.bool)
+        valid[:h, :w] = True
+        assert torch.equal(batch["valid"][i], valid)
+        assert torch.equal(batch["mask"][i], torch.where(valid, 1, 11))
+        fine = valid.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+        assert torch.equal(batch["target"][i, 0].isnan(), ~fine)
+        rows, columns = torch.arange(height).clamp(max=h - 1), torch.arange(width).clamp(max=w - 1)
+        assert torch.equal(batch["image"][i], samples[i]["image"][:, rows][:, :, columns])
 
 
 # -- the module
@@ -161,6 +198,9 @@ SOURCES = {
     "s": {"name": "counting", "n": 6, "batch_size": 2, "augment": AUGMENT},
     "t": {"name": "counting", "n": 10, "batch_size": 3},
 }
+
+
+RARE = {"crop": 4, "rare": {"classes": ["b"], "probability": 0.5}}
 
 
 def equal(a, b):
@@ -259,7 +299,7 @@ def test_errors_of_data(tmp_path):
         module = DataModule({"f": spec}, num_workers=workers)
         with pytest.raises(DataError, match=r"sizes differ .*3x4x4, 3x4x5.*; set data.sources.f.eval_batch_size to 1"):
             list(module.val_dataloader())
-        with pytest.raises(DataError, match=r"set data.sources.f.augment.crop, or batch_size 1"):
+        with pytest.raises(DataError, match=r"set data.sources.f.augment.crop or augment.pad, or batch_size 1"):
             list(module.train_dataloader())
 
 
@@ -275,6 +315,13 @@ def test_errors_of_data(tmp_path):
         ({"sources": {"s": {"name": "counting", "eval_batch_size": "2"}}}, "data.sources.s.eval_batch_size: expected"),
         ({"sources": {"s": {"name": "counting", "augment": {"corp": 3}}}}, "data.sources.s.augment: .* 'crop'"),
         ({"sources": SOURCES, "sampling": "join"}, "expected joint or alternate, got 'join'; did you mean 'joint'"),
+        ({"sources": SOURCES, "on_corrupt": "skp"}, "data.on_corrupt: expected error or skip, .*; did you mean 'skip'"),
+        ({"sources": {"s": {**SOURCES["s"], "augment": {"cutmix": 0.5}}}}, "data.sources.s.augment.cutmix: needs"),
+        ({"sources": {"s": {**SOURCES["s"], "augment": RARE | {"crop": None}}}}, "s.augment.rare: .* there is no crop"),
+        (
+            {"sources": {"f": {"name": "folder", "root": "x", "augment": RARE}}},
+            "f.augment.rare: the source has no masks",
+        ),
         ({"sources": SOURCES, "num_workers": -1}, "data.num_workers"),
         ({"sources": SOURCES, "steps_per_epoch": 0}, "data.steps_per_epoch"),
     ],
@@ -284,19 +331,210 @@ def test_options_are_checked(options, message):
         DataModule(**options)
 
 
+# -- mixing
+
+
+MIX = {**AUGMENT, "pad": True, "rotate90": True, "rare": RARE["rare"], "cutmix": 0.6}
+MIXED = {"s": {"name": "counting", "n": 7, "batch_size": 4, "augment": MIX}}
+
+
+def by_key(batches):
+    """{(source, pass, index): {key: tensor}} of collated batches; labels that only some batches have are filled."""
+    found = {}
+    for batch in batches:
+        for source, part in batch.items():
+            for i, key in enumerate(part["key"].tolist()):
+                values = {"mask": torch.full((6, 6), 255), **{name: value[i] for name, value in part.items()}}
+                assert found.setdefault((source, *key), values) is values
+    return found
+
+
+def identical(a, b):
+    return a.keys() == b.keys() and all(
+        a[k].keys() == b[k].keys() and all(torch.equal(a[k][n], b[k][n]) for n in a[k]) for k in a
+    )
+
+
+def run_rank(rank, world, port, spec, workers, path):
+    """One process of a run of 5 steps under Lightning, which notes every sample it trains on."""
+    torch.set_num_threads(1)
+    if world > 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world), NODE_RANK="0")
+        os.environ["LOCAL_RANK"] = str(rank)
+    if "counting" not in DATASETS.names():
+        DATASETS.register("counting")(Counting)
+    module, recorder = DataModule(spec, num_workers=workers), Recorder(keep=True)
+    strategy = {"devices": world, "strategy": "ddp"} if world > 1 else {}
+    fit(path, module, recorder, max_steps=5, limit_val_batches=0, **strategy)
+    torch.save(recorder.batches, path / f"{world}-{rank}.pt")
+
+
+def test_two_ranks_and_any_number_of_workers_mix_the_same(tmp_path):
+    """CutMix reads samples that another rank or worker has; still each sample is the same to the bit."""
+    half = {"s": {**MIXED["s"], "batch_size": 2}}
+    run_rank(0, 1, 0, MIXED, 0, tmp_path)
+    port = 20_000 + (os.getpid() + 7) % 20_000
+    multiprocessing.start_processes(run_rank, (2, port, half, 0, tmp_path), nprocs=2, start_method="spawn")
+    one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    assert len(one) == len(two[0]) == len(two[1]) == 5
+    samples = by_key(one)
+    assert len(samples) == 20
+    assert identical(samples, by_key([*two[0], *two[1]]))
+    for workers in (1, 3):
+        loader = DataModule(MIXED, num_workers=workers, steps_per_epoch=5).train_dataloader()
+        assert identical(samples, by_key(loader))
+
+
+def test_the_share_of_mixed_samples():
+    dataset = Counting(50)
+    plain, mixed = (
+        [
+            Items({"s": dataset}, {"s": Augment(crop=6, cutmix=share, info=dataset.info)}, 0)["s", pass_, index][1]
+            for pass_ in range(6)
+            for index in range(50)
+        ]
+        for share in (0.0, 0.4)
+    )
+    changed = sum(not torch.equal(a["image"], b["image"]) for a, b in zip(plain, mixed, strict=True))
+    assert 80 < changed < 140  # 120 expected, less those with too small a box or with themselves
+    partners = {round(float(value) * 100) for b in mixed for value in b["image"].unique()}
+    assert len(partners) > 45  # of the whole source
+
+
+def test_mixed_samples_of_partial_labels_keep_image_and_mask_together():
+    dataset = Counting(6)  # image: index / 100, mask: index % 2 of the first three
+    items = Items({"s": dataset}, {"s": Augment(crop=[7, 10], cutmix=1.0, info=dataset.info)}, 0)
+    seen = Counter()
+    for index in range(6):
+        for pass_ in range(20):
+            part = items["s", pass_, index][1]
+            inner = part["image"][1].mul(100).round().long()
+            expected = torch.where(inner < 3, inner % 2, 255)
+            if "mask" in part:
+                assert torch.equal(part["mask"], expected)
+            else:
+                assert (expected == 255).all()
+            seen[int(inner.unique().numel())] += 1
+    assert set(seen) == {1, 2}
+    assert seen[2] > 60
+
+
+@pytest.mark.fault("I12")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_of_any_size_train_in_one_batch(tmp_path, workers):
+    sizes = [(1, 1), (1, 9), (7, 1), (5, 6), (12, 3)]
+    for index, (height, width) in enumerate(sizes):
+        Image.fromarray(np.full((height, width, 3), index + 1, np.uint8)).save(tmp_path / f"{index}.png")
+    splits = {"train": {"from": ["."]}, "val": None, "test": None}
+    spec = {"name": "folder", "root": str(tmp_path), "splits": splits, "batch_size": 5}
+    for augment, size in (({"pad": True}, (12, 9)), ({"pad": True, "crop": 8, "rotate90": True}, (8, 8))):
+        module = DataModule({"f": {**spec, "augment": augment}}, num_workers=workers)
+        assert module.info()["f"].size == ((8, 8) if "crop" in augment else None)
+        batch = next(iter(module.train_dataloader()))["f"]
+        assert batch["image"].shape == (5, 3, *size)
+        for (_, index), image, valid in zip(batch["key"].tolist(), batch["image"], batch["valid"], strict=True):
+            area = [min(side, size[0]) for side in sizes[index]] if "crop" in augment else sizes[index]
+            assert int(valid.sum()) == area[0] * area[1]
+            assert image.unique().tolist() == [pytest.approx((index + 1) / 255)]
+
+
+def test_voc_images_smaller_than_the_crop(tmp_path):
+    """The shipped config's augmentation on images of VOC's sizes, which are at most 500 pixels a side."""
+    from densectx.yamlfile import load_yaml
+
+    source = load_yaml(Path(__file__).parents[1] / "configs" / "segmentation_voc.yaml")["data"]["sources"]["voc"]
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name, (height, width) in {"a": (281, 500), "b": (500, 375), "c": (112, 142)}.items():
+        Image.fromarray(np.full((height, width, 3), 80, np.uint8)).save(tmp_path / "JPEGImages" / f"{name}.jpg")
+        Image.fromarray(np.full((height, width), 3, np.uint8)).save(tmp_path / "SegmentationClass" / f"{name}.png")
+    (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_text("a\nb\nc\n")
+    module = DataModule({"voc": {**source, "root": str(tmp_path), "batch_size": 3}}, num_workers=0, steps_per_epoch=4)
+    masks = torch.cat([batch["voc"]["mask"] for batch in module.train_dataloader()])
+    assert masks.shape == (12, *module.info()["voc"].size)
+    assert set(masks.unique().tolist()) == {3, 255}
+
+
+# -- broken files
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Six images, of which the second and the third are cut off and the last is no image."""
+    for index in range(6):
+        Image.fromarray(np.full((8, 8, 3), 10 * index, np.uint8)).save(tmp_path / f"{index}.png")
+    for index in (1, 2):
+        data = (tmp_path / f"{index}.png").read_bytes()
+        (tmp_path / f"{index}.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "5.png").write_bytes(b"no image")
+    splits = {"train": {"from": ["."]}, "val": {"from": ["."]}, "test": None}
+    return {"f": {"name": "folder", "root": str(tmp_path), "splits": splits, "batch_size": 3}}
+
+
+@pytest.mark.fault("I01")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_files_are_errors_or_skipped(broken, workers, capfd):
+    with pytest.raises(DataError, match=r"[125]\.png: "):
+        list(DataModule(broken, num_workers=workers).train_dataloader())
+    module = DataModule(broken, num_workers=workers, steps_per_epoch=10, on_corrupt="skip")
+    loader = module.train_dataloader()
+    first = [dict(batch["f"].items()) for batch in loader]
+    for batch in first:
+        values = batch["image"].mul(255).round().flatten(1)
+        assert (values[:, 0] == 10 * batch["key"][:, 1]).all()  # the key says which sample it is
+    order = [index for items in sampler({"f": 6}, {"f": 3}) for _, _, index in items]
+    taken = [index for batch in first for index in batch["key"][:, 1].tolist()]
+    assert taken == [{1: 3, 2: 3, 5: 0}.get(index, index) for index in order]
+    list(loader)
+    lines = capfd.readouterr().err.splitlines()
+    assert all(line.startswith("densectx: warning: data.sources.f: ") for line in lines)
+    for name in ("1.png", "2.png", "5.png"):
+        assert 1 <= sum(name in line for line in lines) <= max(workers, 1)  # once a process
+    assert {Path(name).name for name in module.skipped()["f"]} == {"1.png", "2.png", "5.png"}
+    module.teardown("fit")
+    assert "3 of 6 training samples were skipped: " in capfd.readouterr().err
+    with pytest.raises(DataError, match=r"1\.png"):  # evaluation would be of other data
+        list(module.val_dataloader())
+
+
+def test_a_source_without_one_good_file_ends_the_run(broken, tmp_path):
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"no image")
+    for workers in (0, 2):
+        module = DataModule(broken, num_workers=workers, on_corrupt="skip")
+        with pytest.raises(DataError, match=r"data.sources.f: none of 6 samples can be read. .*\.png: not a readable"):
+            list(module.train_dataloader())
+
+
+def test_skipping_works_in_spawned_workers(broken):
+    module = DataModule(broken, num_workers=0, on_corrupt="skip")
+    loader = module.train_dataloader()
+    spawned = DataLoader(
+        loader.dataset,
+        batch_sampler=loader.batch_sampler,
+        collate_fn=loader.collate_fn,
+        num_workers=1,
+        multiprocessing_context="spawn",
+    )
+    assert sum(len(batch["f"]["image"]) for batch in spawned) == 6
+    assert len(module.skipped()["f"]) == 3
+
+
 # -- under Lightning
 
 
 class Recorder(pl.LightningModule):
     """Trains one number and notes which samples it sees."""
 
-    def __init__(self):
+    def __init__(self, keep=False):
         super().__init__()
         self.number = torch.nn.Parameter(torch.zeros(()))
-        self.seen, self.evaluated = [], []
+        self.keep, self.seen, self.evaluated, self.batches = keep, [], [], []
 
     def training_step(self, batch, batch_idx):
         self.seen.append({source: part["key"].tolist() for source, part in batch.items()})
+        if self.keep:
+            self.batches.append(batch)
         return self.number**2
 
     def validation_step(self, batch, batch_idx):
@@ -309,6 +547,17 @@ class Recorder(pl.LightningModule):
 def trainer(path, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     return pl.Trainer(default_root_dir=path, use_distributed_sampler=False, **quiet, **options)
+
+
+@pytest.mark.fault("I01")
+def test_a_run_says_at_its_end_what_it_has_skipped(broken, tmp_path, capfd):
+    module = DataModule(broken, num_workers=2, on_corrupt="skip")
+    recorder = fit(tmp_path, module, max_steps=4, limit_val_batches=0)
+    assert len(recorder.seen) == 4
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("densectx: warning: data.")]
+    assert any("1.png: " in line and line.endswith("Skipped (data.on_corrupt).") for line in lines)
+    assert "3 of 6 training samples were skipped" in lines[-1]
+    assert not any("training samples" in line for line in lines[:-1])
 
 
 class SaveAt(pl.Callback):

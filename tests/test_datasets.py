@@ -3,17 +3,23 @@
 import json
 import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
+from tifffile import imwrite
 
+from densectx.data.class_names import voc_palette
+from densectx.data.files import Files
 from densectx.data.folder import Folder
 from densectx.data.image_mask import ImageMask
-from densectx.data.presets import PRESETS, voc_palette
+from densectx.data.remap import ClassMasks
 from densectx.errors import ConfigError, DataError
 from densectx.registry import DATASETS
 from densectx.types import SourceInfo
@@ -33,6 +39,28 @@ def write(path, size=(4, 6), mode="RGB", value=None):
 
 def names(dataset):
     return [dataset.name(index) for index in range(len(dataset))]
+
+
+# -- listing
+
+
+def test_many_files_are_listed_in_no_time(tmp_path):
+    for number in range(4):
+        folder = tmp_path / f"train/{number:02d}"
+        folder.mkdir(parents=True)
+        for name in range(1000):
+            (folder / f"{name}.png").touch()
+    started = time.perf_counter()
+    assert len(Folder(str(tmp_path), split="train")) == 4_000
+    assert time.perf_counter() - started < 10  # a tenth of a second where nothing else runs
+
+
+@pytest.mark.fault("I24")
+def test_only_hidden_files(tmp_path):
+    (tmp_path / "train").mkdir()
+    write(tmp_path / "train/.a.png")
+    with pytest.raises(DataError, match="train: no file with one of the extensions"):
+        len(Folder(str(tmp_path), split="train"))
 
 
 # -- folder
@@ -109,7 +137,7 @@ def test_folder_errors_name_the_path(tree):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 2}, "channels: expected 1 or 3"),
+        ({"channels": 0}, "channels: expected 1 or 3"),
         ({"splits": {"trian": {"from": ["a"]}}}, "unknown split 'trian'; did you mean 'train'"),
         ({"splits": {"train": {"form": ["a"], "from": []}}}, "unknown key 'form'; did you mean 'from'"),
         ({"splits": {"train": {"from": []}}}, "empty"),
@@ -186,12 +214,14 @@ def test_a_split_without_labels(pairs):
     assert set(sample) == {"image", "gray"}
 
 
+@pytest.mark.fault("I18")
 def test_sizes_must_agree(pairs):
     write(pairs / "labels/train/b.png", size=(4, 5), mode="L", value=0)
     with pytest.raises(DataError, match=r"b.jpg is 4x6 but its label .*b.png is 4x5"):
         ImageMask(str(pairs), split="train", **LAYOUT)[1]
 
 
+@pytest.mark.fault("I16")
 def test_ids_must_be_known(pairs):
     mask = np.zeros((4, 6), np.uint8)
     mask[0, :3], mask[1, 0], mask[2] = 5, 200, 255
@@ -224,6 +254,7 @@ def test_boundaries_are_the_mean_of_the_annotators(tmp_path):
     assert target.dtype == torch.float32
     torch.testing.assert_close(target, torch.from_numpy(maps.mean(0))[None].float())
     assert dataset.info.keys == ("image", "target")
+    assert dataset.info.target == "map"
     savemat(label, annotations(maps[..., :5]))
     with pytest.raises(DataError, match=r"a.jpg is 4x6 but its label .*a.mat is 4x5"):
         dataset[0]
@@ -233,31 +264,244 @@ def test_boundaries_are_the_mean_of_the_annotators(tmp_path):
             dataset[0]
 
 
+@pytest.fixture
+def coloured(tmp_path):
+    """One image and a mask of colours: red, green, blue, and (7, 7, 7) twice."""
+    write(tmp_path / "images/train/a.jpg")
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[:, :2], pixels[:, 2:4], pixels[:, 4:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    (tmp_path / "labels/train").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "labels/train/a.png")
+    return tmp_path, pixels
+
+
+COLOURS = {**LAYOUT, "palette": [[255, 0, 0], [0, 255, 0], [0, 0, 255]]}
+
+
+@pytest.mark.fault("I08")
+def test_masks_of_colours(coloured):
+    root, pixels = coloured
+    path = root / "labels/train/a.png"
+    expected = torch.tensor([0, 0, 1, 1, 2, 2]).expand(4, 6)
+    assert torch.equal(ImageMask(str(root), split="train", colors=True, **COLOURS)[0]["mask"], expected)
+    with pytest.raises(DataError, match=r"a.png: mode RGB .* is not read here"):
+        ImageMask(str(root), split="train", **COLOURS)[0]
+    Image.fromarray(pixels).quantize(8).save(path)  # a palette file gives its colours
+    assert torch.equal(ImageMask(str(root), split="train", colors=True, **COLOURS)[0]["mask"], expected)
+    pixels[2, 3:5], pixels[3, 0] = (7, 7, 7), (255, 0, 1)
+    Image.fromarray(pixels).save(path)
+    message = (
+        r"a.png: undeclared colours \(7, 7, 7\) \(2 pixels, first at row 2, column 3\), "
+        r"\(255, 0, 1\) \(1 pixels, first at row 3, column 0\); declare"
+    )
+    with pytest.raises(DataError, match=message):
+        ImageMask(str(root), split="train", colors=True, **COLOURS)[0]
+    several = {"ignore": [7, 7, 7], "x": [[255, 0, 0], [255, 0, 1]]}
+    mask = ImageMask(str(root), split="train", colors=several, **COLOURS)[0]["mask"]
+    assert mask[2].tolist() == [0, 0, 1, 255, 255, 2]
+    assert mask[3, 0] == 0
+
+
+def test_transparent_masks_of_colours_are_refused(coloured):
+    root, pixels = coloured
+    alpha = np.full((4, 6, 1), 255, np.uint8)
+    dataset = ImageMask(str(root), split="train", colors=True, **COLOURS)
+    Image.fromarray(np.concatenate([pixels, alpha], 2)).save(root / "labels/train/a.png")
+    assert dataset[0]["mask"].unique().tolist() == [0, 1, 2]
+    alpha[0, 0] = 0
+    Image.fromarray(np.concatenate([pixels, alpha], 2)).save(root / "labels/train/a.png")
+    with pytest.raises(DataError, match=r"a.png: has transparent pixels"):
+        dataset[0]
+
+
+@pytest.mark.fault("I08")
+@given(seed=st.integers(0, 2**32), count=st.integers(2, 40))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_colours_are_the_inverse_of_a_palette(tmp_path, seed, count):
+    rng = np.random.default_rng(seed)
+    palette = [tuple(int(v) for v in code.to_bytes(3, "big")) for code in map(int, rng.choice(2**24, count, False))]
+    ids = rng.integers(0, count, (5, 7))
+    Image.fromarray(np.array(palette, np.uint8)[ids]).save(tmp_path / "m.png")
+    masks = ClassMasks([str(i) for i in range(count)], tuple(palette), 255, colours=True)
+    assert torch.equal(masks.read(tmp_path / "m.png", Files()), torch.from_numpy(ids))
+
+
+def remapped(root, ids, remap, **options):
+    Image.fromarray(np.array(ids, np.uint8).repeat(4, 0)).save(root / "labels/train/a.png")
+    layout = {**LAYOUT, **options}
+    return ImageMask(str(root), split="train", remap=remap, **layout)[0]["mask"][0].tolist()
+
+
+def test_remap(pairs):
+    ids = [[0, 1, 2, 7, 9, 255]]
+    table = {0: "ignore", 1: "x", 2: "x", 7: 2, 9: "y"}
+    assert remapped(pairs, ids, table) == [255, 0, 0, 2, 1, 255]
+    assert remapped(pairs, ids, {"x": "z", "*": "y"}) == [2, 1, 1, 1, 1, 255]
+    assert remapped(pairs, ids, {"0": 0, "*": "ignore", "255": "y"}, ignore_index=99) == [0, 99, 99, 99, 99, 1]
+    with pytest.raises(
+        DataError, match=r"a.png: unknown class ids 7 \(4 pixels\), 9 \(4 pixels\); known are 0, 1, 2 and"
+    ):
+        remapped(pairs, ids, {0: 0, 1: 1, 2: 2})
+    preset = {"preset": "camvid", "lists": None, "classes": ["flat", "rest"]}
+    listed = {"train": {"from": ["train"], "include": ["a"]}}
+    (pairs / "train.txt").write_text("a")
+    names_of_preset = {"Road": "flat", "Pavement": "flat", "*": "rest"}
+    assert remapped(pairs, [[3, 4, 0, 10, 11, 3]], names_of_preset, splits=listed, **preset) == [0, 0, 1, 1, 11, 0]
+
+
+@pytest.mark.parametrize("value", [-1, 70_000, 5])
+def test_ids_of_any_size_are_refused_or_mapped(pairs, value):
+    ids = np.zeros((4, 6), np.int32)
+    ids[1, 2:] = value
+    (pairs / "labels/train/a.png").unlink()
+    imwrite(pairs / "labels/train/a.tif", ids)
+    with pytest.raises(DataError, match=rf"a.tif: unknown class ids {value} \(4 pixels\); known are 0..2"):
+        ImageMask(str(pairs), split="train", **LAYOUT)[0]
+    mask = ImageMask(str(pairs), split="train", remap={0: 0, value: "z"}, **LAYOUT)[0]["mask"]
+    assert torch.equal(mask, torch.from_numpy(ids == value).long() * 2)
+    imwrite(pairs / "labels/train/a.tif", ids.astype(np.float32))
+    with pytest.raises(DataError, match=r"a.tif: mode F "):
+        ImageMask(str(pairs), split="train", **LAYOUT)[0]
+
+
+def test_a_mask_a_class(tmp_path):
+    write(tmp_path / "images/train/a.jpg")
+    holds = RNG.integers(0, 2, (3, 4, 6))
+    for name, label, level in zip("xyz", holds, (255, 1, 7), strict=True):
+        (tmp_path / f"labels/{name}/train").mkdir(parents=True)
+        Image.fromarray((label * level).astype(np.uint8)).save(tmp_path / f"labels/{name}/train/a.png")
+    layout = {**LAYOUT, "masks": "labels/{class}/{subset}"}
+    dataset = ImageMask(str(tmp_path), split="train", **layout)
+    sample = dataset[0]
+    assert set(sample) == {"image", "gray", "target"}
+    assert torch.equal(sample["target"], torch.from_numpy(holds).float())
+    assert (dataset.info.keys, dataset.info.target, len(dataset.info.classes)) == (("image", "target"), "labels", 3)
+    (tmp_path / "labels/y/train/a.png").rename(tmp_path / "labels/y/train/b.png")
+    with pytest.raises(DataError, match=r"a.jpg: no label file 'a' .* in .*labels/y/train"):
+        len(ImageMask(str(tmp_path), split="train", **layout))
+    write(tmp_path / "labels/y/train/a.png", mode="L")
+    with pytest.raises(DataError, match=r"y/train/a.png: has the values .* beside 0; a mask of one class"):
+        dataset[0]
+    write(tmp_path / "labels/y/train/a.png", size=(4, 5), mode="L", value=1)
+    with pytest.raises(DataError, match=r"x/train/a.png is 4x6 but .*y/train/a.png is 4x5"):
+        dataset[0]
+    for options, message in (
+        ({"target_scale": 0.0}, "target_scale: expected"),
+        ({"target_channels": 0}, "target_channels: expected"),
+        ({"remap": {0: 1}}, "remap and colors are for masks of class ids"),
+        ({"colors": True}, "remap and colors are for masks of class ids"),
+        ({"targets": "t"}, "targets and 'masks' with {class} are both targets"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ImageMask(str(tmp_path), split="train", **layout, **options)
+
+
+def depth(root, **options):
+    spec = {
+        "name": "image_mask",
+        "root": str(root),
+        "images": "images/{subset}",
+        "targets": "depth/{subset}",
+        **options,
+    }
+    return DATASETS.build(spec, split="train")
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "npy"])
+def test_maps_of_numbers(tmp_path, kind):
+    write(tmp_path / "images/train/a.jpg")
+    path = tmp_path / f"depth/train/a.{kind}"
+    path.parent.mkdir(parents=True)
+    stored = RNG.integers(1, 65536, (4, 6)).astype(np.uint16)
+    stored[0, :2] = 0
+    if kind == "png":
+        Image.fromarray(stored).save(path)
+    elif kind == "tif":
+        imwrite(path, stored.astype(np.float64))
+    else:
+        np.save(path, stored.astype(np.float32))
+    dataset = depth(tmp_path, target_scale=0.001, invalid=0)
+    target = dataset[0]["target"]
+    assert target.dtype == torch.float32
+    expected = torch.from_numpy(stored * 0.001).float()
+    expected[0, :2] = torch.nan
+    torch.testing.assert_close(target, expected[None], equal_nan=True, rtol=1e-7, atol=0)
+    assert (dataset.info.target, dataset.info.keys, dataset.info.classes) == ("map", ("image", "target"), ())
+    assert depth(tmp_path)[0]["target"].isnan().sum() == 0
+
+
+def test_maps_are_checked(tmp_path):
+    write(tmp_path / "images/train/a.jpg")
+    path = tmp_path / "depth/train/a.npy"
+    path.parent.mkdir(parents=True)
+    values = RNG.random((4, 6))
+    values[0, 0], values[1, 1] = np.nan, np.inf
+    np.save(path, values)
+    with pytest.raises(DataError, match=r"a.npy: 1 values are infinite; set 'invalid'"):
+        depth(tmp_path)[0]
+    assert depth(tmp_path, invalid=np.inf)[0]["target"].isnan().sum() == 2
+    np.save(path, RNG.random((3, 4, 6)))
+    assert depth(tmp_path, target_channels=3)[0]["target"].shape == (3, 4, 6)
+    with pytest.raises(DataError, match=r"a.npy: has shape \(3, 4, 6\); expected 1 channels"):
+        depth(tmp_path)[0]
+    np.save(path, RNG.random((5, 6)))
+    with pytest.raises(DataError, match=r"a.jpg is 4x6 but its label .*a.npy is 5x6"):
+        depth(tmp_path)[0]
+    np.save(path, np.array([["text"]], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"a.npy: damaged"):
+        depth(tmp_path)[0]
+
+
+def test_masks_and_maps_together(pairs):
+    for stem in "abc":
+        write(pairs / f"depth/train/{stem}_d.png", mode="L", value=3)
+    dataset = depth(pairs, suffixes={"targets": "_d"}, masks=LAYOUT["masks"], classes=LAYOUT["classes"])
+    assert set(dataset[1]) == {"image", "gray", "mask", "target"}
+    assert dataset.info.keys == ("image", "mask", "target")
+
+
+def test_channels_of_images(tmp_path):
+    write(tmp_path / "labels/train/a.png", mode="L", value=1)
+    (tmp_path / "images/train").mkdir(parents=True)
+    imwrite(
+        tmp_path / "images/train/a.tif", RNG.integers(0, 4096, (7, 4, 6)).astype(np.uint16), photometric="minisblack"
+    )
+    write(tmp_path / "images/train/preview.png")  # no file of 7 channels
+    options = {"channels": 7, "value_range": [0, 4095], **LAYOUT}
+    dataset = ImageMask(str(tmp_path), split="train", **options)
+    assert dataset[0]["image"].shape == (7, 4, 6)
+    assert 0.5 < dataset[0]["image"].max() <= 1
+    assert len(Folder(str(tmp_path / "images"), split="train", channels=7)) == 1
+    assert dataset.info.channels == 7
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"preset": "camvit"}, "did you mean 'camvid'"),
-        ({}, "needs 'images' and 'masks' or 'boundaries'"),
-        ({"images": "a"}, "needs 'images' and 'masks' or 'boundaries'"),
+        ({}, "needs 'images' and 'masks', 'boundaries' or 'targets'"),
+        ({"images": "a"}, "needs 'images' and 'masks', 'boundaries' or 'targets'"),
         ({"images": "a", "masks": "b"}, "needs 'classes'"),
         ({"images": "a", "masks": "b", "classes": ["x"], "palette": [[0, 0, 0], [1, 1, 1]]}, "2 colours for 1 classes"),
         ({"images": "a", "masks": "b", "classes": ["x"], "palette": [[0, 0, 256]]}, "values in 0..255"),
+        ({**LAYOUT, "classes": ["x", "x"]}, "classes: 'x' is named twice"),
+        ({**LAYOUT, "remap": {0: "w"}}, r"remap.0: unknown class 'w'.*Known: x, y, z, ignore"),
+        ({**LAYOUT, "remap": {"w": 0}}, r"remap: unknown class 'w'.*Known: x, y, z, \*; or give its id"),
+        ({**LAYOUT, "remap": {0: 3}}, r"remap.0: expected a class name, an id in 0..2"),
+        ({**LAYOUT, "remap": {0: 1, "x": 2}}, r"remap: id 0 is given two targets"),
+        ({**LAYOUT, "remap": {0: 1}, "colors": True}, "remap: is for files of ids"),
+        ({**LAYOUT, "colors": {"w": [0, 0, 0]}}, "colors.w: unknown class 'w'"),
+        ({**LAYOUT, "colors": {"x": [0, 0]}}, r"colors.x: expected \[R, G, B\]"),
+        ({**LAYOUT, "colors": {"x": [128, 0, 0]}}, r"\(128, 0, 0\) is also the colour of another class"),
+        ({**LAYOUT, "suffixes": {"mask": "_m"}}, "suffixes: unknown folder 'mask'; did you mean 'masks'"),
+        ({**LAYOUT, "targets": "a", "boundaries": "b"}, "boundaries and targets are both targets"),
+        ({**LAYOUT, "target_scale": float("inf")}, "target_scale: expected a finite number"),
+        ({**LAYOUT, "channels": 0}, "channels: expected"),
     ],
 )
 def test_options_are_checked(options, message):
     with pytest.raises(ConfigError, match=message):
         ImageMask("nowhere", split="train", **options)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_known_without_files_and_can_be_overridden(preset):
-    info = DATASETS.build({"name": "image_mask", "root": "nowhere", "preset": preset}, split="train").info
-    assert len(info.classes) == len(info.palette) == {"camvid": 11, "voc": 21, "bsds500": 0}[preset]
-    changed = ImageMask("nowhere", split="train", preset=preset, ignore_index=99, masks="m", classes=["a", "b"])
-    assert changed.info.ignore_index == 99
-    assert changed.info.classes == ("a", "b")
-    assert len(changed.info.palette) == 2
-    assert changed.images == PRESETS[preset]["images"]
 
 
 def test_voc_palette_is_the_devkit_one():

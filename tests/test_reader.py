@@ -12,9 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from tifffile import TiffFile, TiffWriter, imwrite
 
-from densectx.data import reader
-from densectx.data.reader import read_image, read_mask
+from densectx.data import limits
+from densectx.data.labels import read_colours, read_field, read_mask
+from densectx.data.reader import is_deep, read_image
 from densectx.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -93,10 +95,12 @@ def test_colour_as_one_channel_is_bt601(tmp_path):
 
 
 def test_channels_are_checked(tmp_path):
-    with pytest.raises(ConfigError, match="1 or 3"):
-        read_image(tmp_path / "a.png", 2)
+    for channels in (0, True, 2.5, "3"):
+        with pytest.raises(ConfigError, match="1 or 3"):
+            read_image(tmp_path / "a.png", channels)
 
 
+@pytest.mark.fault("I04")
 @pytest.mark.parametrize("form", [{}, {"filtered": True}, {"interlaced": True}])
 @pytest.mark.parametrize(("channels", "colour_type"), [(1, 0), (3, 2), (2, 4), (4, 6)])
 def test_16_bit_png_keeps_its_depth(tmp_path, channels, colour_type, form):
@@ -132,6 +136,7 @@ def test_low_depth_gray(tmp_path, depth):
     assert torch.equal(read_mask(path), torch.from_numpy(pixels))  # ids are the file's values, not Pillow's
 
 
+@pytest.mark.fault("I09")
 def test_alpha_is_composited_over_white(tmp_path):
     alpha = RNG.integers(0, 256, (5, 7, 1), dtype=np.uint8)
     for array in (COLOUR, GRAY[..., None]):
@@ -144,6 +149,7 @@ def test_alpha_is_composited_over_white(tmp_path):
         torch.testing.assert_close(image, chw(expected, 1).expand(3, -1, -1), rtol=0, atol=1e-6)
 
 
+@pytest.mark.fault("I09")
 def test_transparent_colours_are_white(tmp_path):
     palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
@@ -166,6 +172,7 @@ OLD = int(PIL.__version__.partition(".")[0]) < 13
 UNREADABLE = pytest.mark.skipif(OLD, reason="Pillow before 13 cannot read the YCbCr TIFF it writes: a DataError there")
 
 
+@pytest.mark.fault("I09")
 @pytest.mark.parametrize("mode", ["CMYK", pytest.param("YCbCr", marks=UNREADABLE), "1", "P"])
 def test_other_modes_match_pillow(tmp_path, mode):
     converted = Image.fromarray(COLOUR).convert(mode)
@@ -174,10 +181,14 @@ def test_other_modes_match_pillow(tmp_path, mode):
     torch.testing.assert_close(image, chw(np.asarray(converted.convert("RGB"))), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("mode", ["F", "I", "LAB", "PA"])
-def test_unknown_modes_are_refused(tmp_path, mode):
+@pytest.mark.fault("I09")
+@pytest.mark.parametrize(
+    ("mode", "readers"),
+    [("F", [read_mask]), ("I", [read_image]), ("LAB", [read_image, read_mask]), ("PA", [read_image, read_mask])],
+)
+def test_unknown_modes_are_refused(tmp_path, mode, readers):
     path = saved(tmp_path / "a.tif", Image.new(mode, (4, 3)))
-    for read in (read_image, read_mask):
+    for read in readers:
         with pytest.raises(DataError, match=rf"a\.tif: mode {mode} "):
             read(path)
 
@@ -213,6 +224,7 @@ def test_exif_orientation(tmp_path, extension, orientation):
             read_mask(mask)
 
 
+@pytest.mark.fault("I07")
 def test_masks(tmp_path):
     ids = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
     palette = Image.fromarray(ids, "P")
@@ -233,6 +245,7 @@ def test_masks(tmp_path):
     assert torch.equal(read_mask(saved(tmp_path / "1.png", Image.fromarray(ids > 9))), torch.from_numpy(ids > 9).long())
 
 
+@pytest.mark.fault("I08")
 @pytest.mark.parametrize(("mode", "extension"), [("RGB", "png"), ("RGBA", "png"), ("LA", "png"), ("RGB", "webp")])
 def test_masks_with_colours_are_refused(tmp_path, mode, extension):
     path = saved(tmp_path / f"m.{extension}", Image.new(mode, (4, 3)))
@@ -263,6 +276,7 @@ def test_unreadable_files_are_named(tmp_path, read):
             read(path)
 
 
+@pytest.mark.fault("I01")
 @pytest.mark.parametrize("kind", ["jpg", "webp"])
 def test_truncated_lossy_files(tmp_path, kind):
     path = saved(tmp_path / f"a.{kind}", Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
@@ -271,6 +285,7 @@ def test_truncated_lossy_files(tmp_path, kind):
         read_image(path)
 
 
+@pytest.mark.fault("I01")
 def test_truncated_deep_png(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png(RNG.integers(0, 65536, (40, 40, 3)), 2, 16)[:-3000])
@@ -278,6 +293,7 @@ def test_truncated_deep_png(tmp_path):
         read_image(path)
 
 
+@pytest.mark.fault("I14")
 @pytest.mark.parametrize("side", [12_000, 20_000, 65_535])
 def test_bombs_are_refused_from_the_header(tmp_path, side):
     path = tmp_path / "bomb.png"
@@ -288,15 +304,17 @@ def test_bombs_are_refused_from_the_header(tmp_path, side):
             read_image(path)
 
 
+@pytest.mark.fault("I14")
 def test_the_limit_is_ours(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", Image.fromarray(GRAY))
-    monkeypatch.setattr(reader, "MAX_PIXELS", 34)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 34)
     with pytest.raises(DataError, match="5x7 pixels, more than the limit of 34"):
         read_image(path)
-    monkeypatch.setattr(reader, "MAX_PIXELS", 35)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 35)
     read_image(path)
 
 
+@pytest.mark.fault("I02")
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(["png", "jpg", "tif", "webp", "bmp", "pgm"]), data=st.data())
 def test_damaged_bytes_raise_nothing_but_our_error(tmp_path, kind, data):
@@ -318,3 +336,289 @@ def test_a_camera_file_with_previews_gives_its_first_picture(tmp_path):
     image, _ = read_image(path)
     assert image.shape == (3, 4, 6)
     assert (image[0] > 0.7).all()
+
+
+# -- TIFF and .npy of numbers
+
+
+FORMS = [
+    {},
+    {"tile": (16, 16)},
+    {"compression": "zlib"},
+    {"compression": "zlib", "predictor": 2, "rowsperstrip": 2},
+    {"byteorder": ">"},
+    {"bigtiff": True},
+    {"planarconfig": "separate"},
+]
+
+
+@pytest.mark.fault("I04")
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_16_bit_colour_tiff_keeps_its_depth(tmp_path, form):
+    pixels = RNG.integers(0, 65536, (5, 7, 3)).astype(np.uint16)
+    pixels[0, 0], pixels[0, 1] = 65535, 0
+    stored = np.moveaxis(pixels, 2, 0) if "planarconfig" in form else pixels
+    imwrite(tmp_path / "a.tif", stored, photometric="rgb", **form)
+    image, gray = read_image(tmp_path / "a.tif")
+    assert not gray
+    assert image.is_contiguous()
+    torch.testing.assert_close(image, chw(pixels, 65535), rtol=0, atol=1e-7)
+    assert image[:, 0, :2].T.tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert is_deep(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_float_files(tmp_path, dtype, channels):
+    pixels = RNG.random((5, 7, channels)).astype(dtype)
+    imwrite(tmp_path / "a.tif", pixels.squeeze(), photometric="rgb" if channels == 3 else "minisblack")
+    np.save(tmp_path / "a.npy", pixels)
+    np.save(tmp_path / "b.npy", np.asfortranarray(np.moveaxis(pixels, 2, 0)).astype(np.dtype(dtype).newbyteorder(">")))
+    for name in ("a.tif", "a.npy", "b.npy"):
+        image, gray = read_image(tmp_path / name)
+        assert gray == (channels == 1)
+        assert image.dtype == torch.float32
+        assert torch.equal(image, chw(pixels, 1).expand(3, -1, -1))
+        one, _ = read_image(tmp_path / name, 1)
+        assert one.shape == (1, 5, 7)
+        assert is_deep(tmp_path / name)
+
+
+@pytest.mark.fault("I05")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path, value):
+    pixels = RNG.random((5, 7, 3)).astype(np.float32)
+    pixels[2, 3, 1] = value
+    imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
+    np.save(tmp_path / "a.npy", pixels)
+    for name in ("a.tif", "a.npy"):
+        with pytest.raises(DataError, match=rf"{name}: 1 of 105 values are NaN or infinite"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.fault("I05")
+def test_values_out_of_range_are_refused_or_declared(tmp_path):
+    pixels = np.linspace(-2, 6, 30, dtype=np.float64).reshape(5, 6)
+    imwrite(tmp_path / "a.tif", pixels)
+    with pytest.raises(DataError, match=r"a.tif: values from -2 to 6 leave the range 0 to 1; set value_range"):
+        read_image(tmp_path / "a.tif")
+    image, _ = read_image(tmp_path / "a.tif", 1, [-2, 6])
+    torch.testing.assert_close(image, torch.linspace(0, 1, 30).reshape(1, 5, 6))
+    with pytest.raises(DataError, match=r"values from -2 to 6 leave the range -1 to 9"):
+        read_image(tmp_path / "a.tif", 1, [-1, 9])
+    imwrite(tmp_path / "b.tif", np.arange(30, dtype=np.int16).reshape(5, 6))
+    with pytest.raises(DataError, match=r"int16, which has no white of its own; set value_range"):
+        read_image(npy(tmp_path, np.zeros((2, 2), np.int16)))
+    assert read_image(tmp_path / "b.tif", 1, (0, 29))[0].max() == 1
+    twelve = np.array([[0, 4095]], np.uint16)
+    Image.fromarray(twelve).save(tmp_path / "c.tif")
+    assert read_image(tmp_path / "c.tif", 1, (0, 4095))[0].tolist() == [[[0, 1]]]
+    Image.fromarray(twelve).save(tmp_path / "c.png")
+    with pytest.raises(DataError, match=r"c.png: 'value_range' is for TIFF and .npy files"):
+        read_image(tmp_path / "c.png", 1, (0, 4095))
+    for bad in ([0], [1, 1], [0, np.nan], [0, True], ["a", 1]):
+        with pytest.raises(ConfigError, match="value_range: expected"):
+            read_image(tmp_path / "a.tif", 1, bad)
+
+
+def npy(folder, array):
+    np.save(folder / "x.npy", array)
+    return folder / "x.npy"
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 13])
+def test_n_channels(tmp_path, channels):
+    pixels = RNG.integers(0, 65536, (channels, 20, 21)).astype(np.uint16)
+    imwrite(tmp_path / "pages.tif", pixels, photometric="minisblack")
+    imwrite(tmp_path / "planes.tif", pixels, photometric="minisblack", planarconfig="separate")
+    inside = np.moveaxis(pixels, 0, 2)
+    imwrite(tmp_path / "samples.tif", inside, photometric="minisblack", planarconfig="contig", compression="zlib")
+    np.save(tmp_path / "first.npy", pixels)
+    np.save(tmp_path / "last.npy", inside)
+    with TiffFile(tmp_path / "pages.tif") as pages, TiffFile(tmp_path / "planes.tif") as planes:
+        assert (len(pages.pages), len(planes.pages)) == (channels, 1)
+    for path in tmp_path.iterdir():
+        image, gray = read_image(path, channels)
+        assert not gray
+        assert torch.equal(image, torch.from_numpy(pixels.astype(np.float32) / np.float32(65535))), path.name
+        for other in (channels + 1, 3):
+            with pytest.raises(DataError, match=rf"{path.name}: has ({channels} (channels|frames)|shape)"):
+                read_image(path, other)
+    for path in (saved(tmp_path / "a.png", Image.fromarray(COLOUR)), tmp_path / "none.tif"):
+        with pytest.raises(DataError, match=path.name):
+            read_image(path, channels)
+
+
+def test_reduced_copies_are_left_out(tmp_path):
+    pixels = RNG.integers(0, 65536, (4, 32, 32)).astype(np.uint16)
+    with TiffWriter(tmp_path / "a.tif") as file:
+        file.write(pixels, photometric="minisblack", planarconfig="separate")
+        file.write(pixels[:, ::2, ::2], photometric="minisblack", planarconfig="separate", subfiletype=1)
+    assert read_image(tmp_path / "a.tif", 4)[0].shape == (4, 32, 32)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("unassalpha", "unassociated"), ("assocalpha", "associated")])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_alpha_of_a_16_bit_tiff_is_composited_over_white(tmp_path, kind, name, colours):
+    values = RNG.random((5, 7, colours))
+    alpha = RNG.random((5, 7, 1))
+    stored = np.concatenate([values * (alpha if name == "associated" else 1), alpha], 2)
+    stored = (stored * 65535).round().astype(np.uint16)
+    photometric = "rgb" if colours == 3 else "minisblack"
+    imwrite(tmp_path / "a.tif", stored, photometric=photometric, planarconfig="contig", extrasamples=[kind])
+    image, gray = read_image(tmp_path / "a.tif")
+    assert gray == (colours == 1)
+    torch.testing.assert_close(image, chw(values * alpha + 1 - alpha, 1).expand(3, -1, -1), rtol=0, atol=2e-5)
+    raw, _ = read_image(tmp_path / "a.tif", 4) if colours == 3 else read_image(tmp_path / "a.tif", 2)
+    torch.testing.assert_close(raw, chw(stored, 65535), rtol=0, atol=1e-7)
+
+
+def test_a_fourth_sample_without_meaning_is_refused(tmp_path):
+    pixels = RNG.integers(0, 65536, (5, 7, 4)).astype(np.uint16)
+    imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"])
+    with pytest.raises(DataError, match=r"a.tif: has 4 channels, expected 3; set 'channels'"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_inverted_and_turned_tiffs(tmp_path):
+    pixels = RNG.random((5, 7)).astype(np.float32)
+    imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    assert torch.equal(read_image(tmp_path / "a.tif", 1)[0], 1 - chw(pixels, 1))
+    with pytest.raises(DataError, match=r"a.tif: is stored turned or inverted"):
+        read_field(tmp_path / "a.tif")
+    imwrite(tmp_path / "b.tif", pixels, extratags=[(274, "H", 1, 6, True)])
+    assert torch.equal(read_image(tmp_path / "b.tif", 1)[0], torch.rot90(chw(pixels, 1), -1, (1, 2)))
+    with pytest.raises(DataError, match=r"b.tif: is stored turned or inverted"):
+        read_field(tmp_path / "b.tif")
+
+
+@pytest.mark.fault("I01")
+@pytest.mark.parametrize("form", FORMS[:4], ids=str)
+def test_truncated_tiffs_never_give_an_image(tmp_path, form):
+    path = tmp_path / "a.tif"
+    imwrite(path, RNG.random((40, 40, 3)).astype(np.float32), photometric="rgb", **{**form, "predictor": None})
+    content = path.read_bytes()
+    for part in range(0, 100, 5):
+        path.write_bytes(content[: len(content) * part // 100])
+        for read in (read_image, read_field):
+            with pytest.raises(DataError, match=r"a\.tif"):
+                read(path)
+
+
+@pytest.mark.fault("I01")
+@pytest.mark.parametrize("tag", [273, 279])
+def test_missing_parts_are_not_filled_in(tmp_path, tag):
+    path = tmp_path / "a.tif"
+    imwrite(path, np.ones((8, 8, 3), np.float32), photometric="rgb", rowsperstrip=2, compression="zlib")
+    with TiffFile(path, mode="r+") as file:
+        entry = file.pages[0].tags[tag]
+        entry.overwrite([*entry.value[:-1], 0])
+    with pytest.raises(DataError, match=r"a.tif: damaged or truncated \(parts of the image are missing\)"):
+        read_image(path)
+
+
+@pytest.mark.fault("I02")
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(form=st.sampled_from([*FORMS, "npy"]), data=st.data())
+def test_damaged_numbers_raise_nothing_but_our_error(tmp_path, form, data):
+    path = tmp_path / ("a.npy" if form == "npy" else "a.tif")
+    pixels = (
+        np.random.default_rng(0)
+        .integers(0, 65536, (3, 5, 7) if "planarconfig" in form else (5, 7, 3))
+        .astype(np.uint16)
+    )
+    np.save(path, pixels) if form == "npy" else imwrite(path, pixels, photometric="rgb", **form)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(400, len(content) - 1)))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    for channels in (3, 5):
+        with suppress(DataError):
+            image, _ = read_image(path, channels)
+            assert image.shape[0] == channels
+            assert image.isfinite().all()
+    for read in (read_field, read_mask, read_colours):
+        with suppress(DataError):
+            assert read(path).shape[-1] > 0
+
+
+@pytest.mark.fault("I14")
+def test_bombs_of_numbers_are_refused_from_the_header(tmp_path):
+    path = npy(tmp_path, np.zeros((2, 2), np.float32))
+    content = path.read_bytes().replace(b"(2, 2), ", b"(65535, 65535), ").replace(b" " * 20, b" " * 12, 1)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.npy"):
+        read_image(path)
+    tiff = tmp_path / "a.tif"
+    imwrite(tiff, np.zeros((16, 16, 3), np.float32), photometric="rgb", compression="zlib")
+    with TiffFile(tiff, mode="r+") as file:
+        for tag in (256, 257, 278):
+            file.pages[0].tags[tag].overwrite(65535)
+    with pytest.raises(DataError, match=r"a.tif: 65535x65535 pixels, more than the limit"):
+        read_image(tiff)
+    imwrite(tiff, np.zeros((16, 16, 3), np.float32), photometric="rgb", compression="zlib")
+    with TiffFile(tiff, mode="r+") as file:
+        for tag in (256, 257, 278):
+            file.pages[0].tags[tag].overwrite(12000)
+    with pytest.raises(DataError, match=r"a.tif: declares 12000x12000 pixels in \d+ bytes"):
+        read_image(tiff)
+
+
+def test_a_width_that_is_a_text_is_refused_at_once(tmp_path):
+    path = tmp_path / "a.tif"
+    imwrite(path, np.zeros((16, 16, 3), np.uint16), photometric="rgb")
+    with TiffFile(path) as file:
+        width = file.pages[0].tags[256]
+        assert (width.count, width.valueoffset) == (1, width.offset + 8)
+        place = width.offset + 2
+    content = bytearray(path.read_bytes())
+    content[place] = 2  # ASCII
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.tif"):
+        read_image(path)
+
+
+def test_channels_count_in_the_limit(tmp_path, monkeypatch):
+    path = npy(tmp_path, np.zeros((7, 5, 7), np.float32))
+    monkeypatch.setattr(limits, "MAX_PIXELS", 81)
+    with pytest.raises(DataError, match=r"7 channels of 5x7 pixels, more than the limit of 243 numbers"):
+        read_image(path, 7)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 82)
+    assert read_image(path, 7)[0].shape == (7, 5, 7)
+
+
+def test_npy_files_are_checked(tmp_path):
+    for array, message in (
+        (np.zeros((2, 2), complex), "holds complex128"),
+        (np.zeros((2, 2), bool), "holds bool"),
+        (np.zeros(3), r"has shape \(3,\)"),
+        (np.zeros((1, 3, 2, 2)), "has shape"),
+        (np.zeros((0, 4), np.uint8), "damaged|empty"),
+        (np.array([{}, 1], object), "damaged"),
+    ):
+        with pytest.raises(DataError, match=rf"x.npy: {message}"):
+            read_image(npy(tmp_path, array))
+    (tmp_path / "zip.npy").write_bytes(b"PK\3\4" + bytes(100))
+    for name in ("zip.npy", "missing.npy"):
+        with pytest.raises(DataError, match=name):
+            read_image(tmp_path / name)
+    assert read_mask(npy(tmp_path, np.array([[0, -3]]))).tolist() == [[0, -3]]
+    with pytest.raises(DataError, match="holds float64; class ids are whole numbers"):
+        read_mask(npy(tmp_path, np.zeros((2, 2))))
+
+
+def test_a_compression_without_its_package_is_named(tmp_path):
+    path = tmp_path / "a.tif"
+    imwrite(path, np.ones((8, 8, 3), np.uint16), photometric="rgb", compression="zlib")
+    with TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[259].overwrite(5)  # LZW
+    with pytest.raises(DataError, match=r"a.tif: (its compression needs a package more|damaged)"):
+        read_image(path)
+
+
+def test_depth_of_files(tmp_path):
+    for array, deep in ((COLOUR, False), (GRAY, False), (GRAY.astype(np.uint16), True)):
+        for extension in ("png", "tif"):
+            assert is_deep(saved(tmp_path / f"a.{extension}", Image.fromarray(array))) == deep
+    assert not is_deep(npy(tmp_path, GRAY))
+    assert not is_deep(saved(tmp_path / "a.jpg", Image.fromarray(COLOUR)))

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "densectx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"registry", "builtin", "typecheck", "types", "errors", "rng"}
+BASE = {"registry", "builtin", "distributions", "imports", "typecheck", "types", "errors", "rng"}
 PARTS = {"backbones", "heads", "losses", "metrics"}
 ABOVE = {"inference", "export", "inspection", "report", "demo"}
 TRAINING = {
@@ -23,6 +23,9 @@ TRAINING = {
     "runs",
     "schedules",
     "building",
+    "classpaths",
+    "lint",
+    "precision",
     "loggers",
     "usage",
 }

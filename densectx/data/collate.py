@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
+from densectx.data import geometry
 from densectx.errors import DataError
-from densectx.types import Batch, Sample
+from densectx.types import Batch, Sample, SourceInfo
 
 
 @final
@@ -20,12 +21,15 @@ class Collate:
     ``ignore_index``, floats with NaN. A key that no sample has stays absent; ``gray`` is always there.
 
     Args:
-        ignore: ``ignore_index`` of every source.
+        infos: of every source.
         fix: what the message about different sizes advises.
+        pad: sources whose samples are enlarged to the greatest height and width in the batch, see
+            :func:`densectx.data.geometry.pad`; they have ``valid``. The batch is that of a rank: with another number
+            of ranks the same pixels may be surrounded by more or less padding.
     """
 
-    def __init__(self, ignore: Mapping[str, int], fix: str) -> None:
-        self._ignore, self._fix = dict(ignore), fix
+    def __init__(self, infos: Mapping[str, SourceInfo], fix: str, pad: Collection[str] = ()) -> None:
+        self._infos, self._fix, self._pad = dict(infos), fix, frozenset(pad)
 
     def __call__(self, items: Sequence[tuple[str, Sample]]) -> Batch:
         """Stack samples, source by source in the order of their first appearance.
@@ -40,6 +44,8 @@ class Collate:
 
     def _stack(self, source: str, samples: list[Sample]) -> Sample:
         samples = [{"gray": torch.tensor(False), **sample} for sample in samples]
+        if source in self._pad:
+            samples = _padded(samples, self._infos[source])
         keys = dict.fromkeys(key for sample in samples for key in sample)
         return {key: self._column(source, key, [sample.get(key) for sample in samples]) for key in keys}
 
@@ -52,6 +58,12 @@ class Collate:
                 f"data.sources.{source}: sizes differ within a batch ({key}: {sizes});"
                 f" {self._fix.format(source=source)}."
             )
-        fill = float("nan") if present[0].is_floating_point() else self._ignore[source]
+        fill = geometry.unlabelled(present[0], self._infos[source])
         empty = torch.full_like(present[0], fill) if len(present) < len(values) else present[0]
         return torch.stack([empty if value is None else value for value in values])
+
+
+def _padded(samples: list[Sample], info: SourceInfo) -> list[Sample]:
+    sizes = [geometry.size_of(sample) for sample in samples]
+    largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+    return [{**sample, **geometry.pad(geometry.parts(sample, info), largest, info)} for sample in samples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 
 from densectx.data import listing
 from densectx.data.base import Dataset, Split
-from densectx.data.reader import read_image
-from densectx.errors import ConfigError, DataError
+from densectx.data.files import Files
+from densectx.data.presets import preset_of
+from densectx.errors import DataError
 from densectx.types import Sample, SourceInfo
 
 
@@ -25,13 +27,16 @@ class Folder(Dataset):
     Args:
         root: the folder; relative to the working directory, ``~`` is expanded.
         split: which selection to take.
+        preset: a well-known layout: ``div2k``; ``splits`` replace its own one by one.
         splits: ``{train: {from: [sub-folders], include: [patterns on name or stem]}, val: ...}``; a split left out
             takes the sub-folder of its own name, ``.`` is the whole tree, null gives a split without samples.
         include: patterns that files of every split must match as well.
-        channels: 3 (gray files are replicated) or 1 (colour files give BT.601 luma).
+        channels: 3 (gray files are replicated), 1 (colour files give BT.601 luma), or N (TIFF and ``.npy`` files).
+        value_range: ``[lo, hi]`` of TIFF and ``.npy`` files, see :func:`densectx.data.reader.read_image`.
+        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`; null keeps none.
 
     Raises:
-        ConfigError: options of the wrong kind.
+        ConfigError: an unknown preset, or options of the wrong kind.
     """
 
     def __init__(
@@ -39,39 +44,42 @@ class Folder(Dataset):
         root: str,
         *,
         split: Split,
+        preset: str | None = None,
         splits: Mapping[str, Any] | None = None,
         include: Sequence[str] | None = None,
         channels: int = 3,
+        value_range: Sequence[float] | None = None,
+        cache: str | None = None,
     ) -> None:
-        if channels not in (1, 3):
-            raise ConfigError(f"channels: expected 1 or 3, got {channels!r}.")
         self.root = Path(root).expanduser()
-        self.selection = listing.selections(splits)[split]
+        self.files = Files(channels, value_range, cache, self.root)
+        self.selection = listing.selections(preset_of("folder", preset).get("splits"), splits)[split]
         self.include = listing.strings("include", include)
-        self.info = SourceInfo(channels=channels)
+        self.info = SourceInfo(channels=channels, value_range=self.files.value_range)
 
     @cached_property
-    def _files(self) -> list[Path]:
+    def _files(self) -> list[str]:
         if self.selection is None:
             return []
         every = listing.Selection((), self.include)
-        found: set[Path] = set()
+        found: set[str] = set()
         for subset in self.selection.subsets:
             folder = self.root / subset
-            taken = [path for path in listing.files(folder) if self.selection.takes(path) and every.takes(path)]
+            every_file = (os.path.join(folder, name) for name in listing.names(folder, self.files.extensions))
+            taken = [path for path in every_file if self.selection.takes(path) and every.takes(path)]
             if not taken:
                 patterns = ", ".join([*self.selection.include, *self.include])
                 raise DataError(f"{folder}: no image matches {patterns}.")
             found.update(taken)
-        return sorted(found, key=Path.as_posix)
+        return sorted(found)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Sample:
-        image, gray = read_image(self._files[index], self.info.channels)
+        image, gray = self.files.image(Path(self._files[index]))
         return {"image": image, "gray": torch.tensor(gray)}
 
     def name(self, index: int) -> str:
         """The path of the file."""
-        return str(self._files[index])
+        return self._files[index]

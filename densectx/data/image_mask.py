@@ -1,49 +1,74 @@
-"""Images with class masks or boundary maps in parallel folders; well-known layouts are presets."""
+"""Images with labels in parallel folders: class masks, maps, a mask a class; well-known layouts are presets."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-import numpy as np
 import torch
-from scipy.io import loadmat
 from torch import Tensor
 
 from densectx.data import listing
 from densectx.data.base import Dataset, Split
-from densectx.data.presets import PRESETS, voc_palette
-from densectx.data.reader import read_image, read_mask
-from densectx.errors import ConfigError, DataError, unknown
+from densectx.data.fields import Fields, stack_labels
+from densectx.data.files import Files
+from densectx.data.limits import check_same_size
+from densectx.data.presets import preset_of
+from densectx.data.reader import EXTENSIONS
+from densectx.data.remap import class_masks
+from densectx.errors import ConfigError, DataError, suggest
 from densectx.types import Sample, SourceInfo
+
+CLASS = "{class}"
+"""Stands for the name of each class in the pattern of ``masks``."""
 
 
 class _Entry(NamedTuple):
-    image: Path
-    mask: Path | None
-    boundaries: Path | None
+    image: str
+    mask: str | None
+    target: tuple[str, ...]  # one file, or one a class
 
 
 @final
 class ImageMask(Dataset):
     """Pairs of an image and its labels, matched by stem, sorted by the image's path.
 
-    Samples: ``image`` (3, H, W) float32 sRGB in [0, 1], ``gray``, and what the folders give: ``mask`` (H, W) int64,
-    ``target`` (1, H, W) float32 in [0, 1], the share of annotators who marked a boundary (BSDS500's files).
+    Samples: ``image`` (channels, H, W) float32 sRGB in [0, 1], ``gray``, and what the folders give: ``mask`` (H, W)
+    int64 in 0..K-1 or ``ignore_index``; ``target`` float32, one of: with ``boundaries`` (1, H, W) in [0, 1], the share
+    of annotators who marked a boundary; with ``targets`` (target_channels, H, W), NaN where unknown; with ``{class}``
+    in ``masks`` (K, H, W) of 0 and 1, and no ``mask``.
 
     Args:
         root: the folder; relative to the working directory, ``~`` is expanded.
         split: which selection to take.
-        preset: ``camvid``, ``voc`` or ``bsds500``; options given beside it replace its own one by one.
+        preset: ``ade20k``, ``bsds500``, ``camvid``, ``cityscapes``, ``kitti``, ``sbd``, ``voc`` or ``voc_aug``; options
+            given beside it replace its own one by one (with ``classes`` its palette and remap do not hold).
         images: folder of the images below root; ``{subset}`` stands for each name in a split's ``from``.
-        masks: folder of the masks; files of palette indices or gray values.
+        masks: folder of the masks; files of palette indices or gray values. With ``{class}`` a folder a class, of
+            files with 0 (no) and one other value (yes).
         lists: text file that names the images of a subset, one stem or path a line; matched by stem.
+        exclude: text file, below root or absolute, of the images that every split leaves out, as ``lists``; names
+            that are no images here are passed over.
         boundaries: folder of BSDS500 ground truth (``.mat``).
+        targets: folder of maps of numbers, such as depth: 8- or 16-bit gray PNG, float TIFF, ``.npy``.
+        target_scale: what their numbers are multiplied by.
+        target_channels: numbers a pixel of theirs; other than 1 are read from TIFF and ``.npy``.
+        invalid: number in their files that means unknown, e.g. 0; becomes NaN.
+        suffixes: ``{images: ..., masks: ..., boundaries: ..., targets: ...}``, ends of the stems that are no part of
+            what is matched; files without are left out.
         classes: class names, index = id; needed with masks.
         palette: one (R, G, B) in 0..255 a class; default PASCAL VOC's colours.
         ignore_index: id of unlabelled pixels, default 255.
+        remap: ``{id or class name of the files: class name, id or "ignore"}``; ``"*"`` names all others, without it
+            an id that is not named is refused.
+        colors: masks are files of colours: true for those of ``palette``, or ``{class or "ignore": [R, G, B] or a
+            list of these}`` for others; a colour that is not declared is refused.
+        channels: of the images: 3, 1 or N, see :func:`densectx.data.reader.read_image`.
+        value_range: ``[lo, hi]`` of TIFF and ``.npy`` images, see there.
+        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`; null keeps none.
         splits: ``{train: {from: [subsets], include: [patterns on name or stem], labels: true}, val: ...}``;
             a split left out takes the preset's, else the subset of its own name; null gives none.
 
@@ -60,59 +85,116 @@ class ImageMask(Dataset):
         images: str | None = None,
         masks: str | None = None,
         lists: str | None = None,
+        exclude: str | None = None,
         boundaries: str | None = None,
+        targets: str | None = None,
+        target_scale: float = 1.0,
+        target_channels: int = 1,
+        invalid: float | None = None,
+        suffixes: Mapping[str, str] | None = None,
         classes: Sequence[str] | None = None,
         palette: Sequence[Sequence[int]] | None = None,
         ignore_index: int | None = None,
+        remap: Mapping[Any, Any] | None = None,
+        colors: bool | Mapping[str, Any] | None = None,
+        channels: int = 3,
+        value_range: Sequence[float] | None = None,
+        cache: str | None = None,
         splits: Mapping[str, Any] | None = None,
     ) -> None:
-        if preset is not None and preset not in PRESETS:
-            raise ConfigError(f"preset: {unknown('preset', preset, PRESETS)}")
-        base = PRESETS[preset] if preset else {}
-        given = {"images": images, "masks": masks, "lists": lists, "boundaries": boundaries}
-        folders = {key: base.get(key) if value is None else value for key, value in given.items()}
-        if folders["images"] is None or (folders["masks"] is None and folders["boundaries"] is None):
+        base = preset_of("image_mask", preset)
+        given = {"images": images, "masks": masks, "boundaries": boundaries, "targets": targets}
+        self.folders = {k: v for k, v in ((k, base.get(k) if v is None else v) for k, v in given.items()) if v}
+        if "images" not in self.folders or len(self.folders) == 1:
             raise ConfigError(
-                "image_mask needs 'images' and 'masks' or 'boundaries' (folders below root), or a 'preset';"
+                "image_mask needs 'images' and 'masks', 'boundaries' or 'targets' (folders below root), or a 'preset';"
                 " for images without labels use the data set 'folder'."
             )
+        multilabel = CLASS in self.folders.get("masks", "")
+        kinds: list[str] = [kind for kind in ("boundaries", "targets") if kind in self.folders]
+        kinds += [f"'masks' with {CLASS}"] if multilabel else []
+        if len(kinds) > 1:
+            raise ConfigError(f"{' and '.join(kinds)} are both targets; a source has one.")
+        if multilabel and (remap is not None or colors):
+            raise ConfigError("remap and colors are for masks of class ids, not for a folder of masks a class.")
         self.root = Path(root).expanduser()
-        self.images: str = folders["images"]
-        self.masks, self.lists, self.boundaries = folders["masks"], folders["lists"], folders["boundaries"]
+        self.files = Files(channels, value_range, cache, self.root)
+        self.lists: str | None = base.get("lists") if lists is None else lists
+        self.exclude = exclude
+        self.suffixes = _suffixes(base.get("suffixes", {}) if suffixes is None else suffixes)
+        self.mask_extensions = base.get("mask_extensions", EXTENSIONS) if masks is None else EXTENSIONS
         self.selection = listing.selections(base.get("splits"), splits)[split]
-        self.info = _info(base, self.masks, self.boundaries, classes, palette, ignore_index)
-
-    def _folder(self, pattern: str, subset: str) -> Path:
-        return self.root / pattern.replace("{subset}", subset)
+        self.fields = Fields(target_scale, invalid, target_channels)
+        self.masks, colours = class_masks(base, classes, palette, ignore_index, remap, colors)
+        if "masks" in self.folders and not self.masks.classes:
+            raise ConfigError("image_mask with 'masks' needs 'classes': the class names in the order of their ids.")
+        self.info = SourceInfo(
+            channels=channels,
+            value_range=self.files.value_range,
+            classes=self.masks.classes,
+            palette=colours,
+            ignore_index=self.masks.ignore_index,
+            keys=(
+                "image",
+                *(["mask"] if "masks" in self.folders and not multilabel else []),
+                *(["target"] if kinds else []),
+            ),
+            size=base.get("size"),
+            target="labels" if multilabel else "map" if kinds else "none",
+        )
 
     @cached_property
     def _entries(self) -> list[_Entry]:
         if self.selection is None:
             return []
-        found: dict[Path, _Entry] = {}
+        left_out = set()
+        if self.exclude is not None:
+            left_out = {stem for _, stem in listing.stems(self.root / Path(self.exclude).expanduser())}
+        found: dict[str, _Entry] = {}
         for subset in self.selection.subsets:
-            folder = self._folder(self.images, subset)
-            images = listing.by_key(folder)
-            names = self._folder(self.lists, subset) if self.lists else None
+            folder = self._folder("images", subset)
+            images = listing.by_key(folder, self.files.extensions, self.suffixes.get("images", ""))
+            names = self.root / self.lists.replace("{subset}", subset) if self.lists else None
             keys = listing.listed(names, images) if names else images
             taken = {key: images[key] for key in keys if self.selection.takes(images[key])}
             if not taken:
                 raise DataError(f"{names or folder}: no image matches {', '.join(self.selection.include)}.")
-            masks = self._labels(self.masks, subset, taken, None)
-            boundaries = self._labels(self.boundaries, subset, taken, (".mat",))
-            found |= {path: _Entry(path, masks.get(key), boundaries.get(key)) for key, path in taken.items()}
-        return [found[path] for path in sorted(found, key=Path.as_posix)]
+            kept = {key: path for key, path in taken.items() if key.rpartition("/")[2] not in left_out}
+            if not kept:
+                raise DataError(f"{names or folder}: 'exclude' ({self.exclude}) leaves no image of {len(taken)}.")
+            masks, targets = self._label_files(subset, kept)
+            found |= {path: _Entry(path, masks.get(k), tuple(t[k] for t in targets)) for k, path in kept.items()}
+        return [found[path] for path in sorted(found)]
 
-    def _labels(
-        self, pattern: str | None, subset: str, images: Mapping[str, Path], extensions: tuple[str, ...] | None
-    ) -> dict[str, Path]:
-        if pattern is None or self.selection is None or not self.selection.labels:
-            return {}
-        folder = self._folder(pattern, subset)
-        labels = listing.by_key(folder, extensions) if extensions else listing.by_key(folder)
+    def _folder(self, kind: str, subset: str, label: str = "") -> Path:
+        return self.root / self.folders[kind].replace("{subset}", subset).replace(CLASS, label)
+
+    def _label_files(self, subset: str, images: Mapping[str, str]) -> tuple[Mapping[str, str], list[Mapping[str, str]]]:
+        """Masks, and targets (one mapping, or one a class), by the keys of the images."""
+        assert self.selection is not None
+        masks: Mapping[str, str] = {}
+        targets: list[Mapping[str, str]] = []
+        if self.selection.labels:
+            if "mask" in self.info.keys:
+                masks = self._matched("masks", images, self._folder("masks", subset), self.mask_extensions)
+            if "boundaries" in self.folders:
+                targets.append(self._matched("boundaries", images, self._folder("boundaries", subset), {".mat"}))
+            if "targets" in self.folders:
+                extensions = EXTENSIONS | {".npy"}
+                targets.append(self._matched("targets", images, self._folder("targets", subset), extensions))
+            if self.info.target == "labels":
+                folders = [self._folder("masks", subset, name) for name in self.info.classes]
+                targets += [self._matched("masks", images, folder, EXTENSIONS) for folder in folders]
+        return masks, targets
+
+    def _matched(
+        self, kind: str, images: Mapping[str, str], folder: Path, extensions: frozenset[str] | set[str]
+    ) -> Mapping[str, str]:
+        suffix = self.suffixes.get(kind, "")
+        labels = listing.by_key(folder, extensions, suffix)
         for key, image in images.items():
             if key not in labels:
-                raise DataError(f"{image}: no label file {key!r} (any extension) in {folder}.")
+                raise DataError(f"{image}: no label file {key + suffix!r} (any extension) in {folder}.")
         return labels
 
     def __len__(self) -> int:
@@ -120,82 +202,29 @@ class ImageMask(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         entry = self._entries[index]
-        image, gray = read_image(entry.image)
+        image, gray = self.files.image(Path(entry.image))
         sample: Sample = {"image": image, "gray": torch.tensor(gray)}
         if entry.mask:
-            sample["mask"] = read_mask(entry.mask)
-            _same_size(entry.image, image, entry.mask, sample["mask"])
-            _check_ids(entry.mask, sample["mask"], len(self.info.classes), self.info.ignore_index)
-        if entry.boundaries:
-            sample["target"] = read_boundaries(entry.boundaries)
-            _same_size(entry.image, image, entry.boundaries, sample["target"])
+            sample["mask"] = self.masks.read(Path(entry.mask), self.files)
+            check_same_size(entry.image, image, entry.mask, sample["mask"])
+        if entry.target:
+            sample["target"] = self._target([Path(path) for path in entry.target])
+            check_same_size(entry.image, image, entry.target[0], sample["target"])
         return sample
+
+    def _target(self, paths: Sequence[Path]) -> Tensor:
+        if "boundaries" in self.folders:
+            return self.files.boundaries(paths[0])
+        return self.fields.read(paths[0], self.files) if "targets" in self.folders else stack_labels(paths, self.files)
 
     def name(self, index: int) -> str:
         """The path of the image."""
-        return str(self._entries[index].image)
+        return self._entries[index].image
 
 
-def read_boundaries(path: Path) -> Tensor:
-    """A BSDS500 ground-truth file: (1, H, W) float32, the mean of the annotators' boundary maps.
-
-    Raises:
-        DataError: not a MATLAB file, or without ``groundTruth{k}.Boundaries`` of one size.
-    """
-    try:
-        cells = loadmat(str(path))["groundTruth"].ravel()
-        maps = [np.asarray(cell["Boundaries"][0, 0], dtype=np.float32) for cell in cells]
-        mean = np.mean(np.stack(maps), axis=0, dtype=np.float32)
-    except Exception as error:  # SciPy raises nearly anything on damaged files
-        raise DataError(f"{path}: no BSDS500 ground truth ({type(error).__name__}: {error}).") from error
-    if mean.ndim != 2 or mean.min() < 0 or mean.max() > 1:
-        raise DataError(f"{path}: expected boundary maps (H, W) of 0 and 1, got shape {mean.shape}.")
-    return torch.from_numpy(mean)[None]
-
-
-def _info(
-    base: Mapping[str, Any],
-    masks: str | None,
-    boundaries: str | None,
-    classes: Sequence[str] | None,
-    palette: Sequence[Sequence[int]] | None,
-    ignore_index: int | None,
-) -> SourceInfo:
-    names = listing.strings("classes", base.get("classes") if classes is None else classes)
-    if masks and not names:
-        raise ConfigError("image_mask with 'masks' needs 'classes': the class names in the order of their ids.")
-    colours = palette
-    if colours is None:  # a preset's colours belong to its classes
-        colours = base["palette"] if classes is None and "palette" in base else voc_palette(len(names))
-    if len(colours) != len(names):
-        raise ConfigError(f"palette: {len(colours)} colours for {len(names)} classes; give one a class.")
-    for colour in colours:
-        if len(colour) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in colour):
-            raise ConfigError(f"palette: expected [R, G, B] with values in 0..255, got {list(colour)!r}.")
-    return SourceInfo(
-        classes=names,
-        palette=tuple((r, g, b) for r, g, b in colours),
-        ignore_index=base.get("ignore_index", 255) if ignore_index is None else ignore_index,
-        keys=("image", *(["mask"] if masks else []), *(["target"] if boundaries else [])),
-        size=base.get("size"),
-    )
-
-
-def _same_size(image_file: Path, image: Tensor, label_file: Path, label: Tensor) -> None:
-    (h, w), (label_h, label_w) = image.shape[-2:], label.shape[-2:]
-    if (h, w) != (label_h, label_w):
-        raise DataError(
-            f"{image_file} is {h}x{w} but its label {label_file} is {label_h}x{label_w} (height x width);"
-            " they must have the same size."
-        )
-
-
-def _check_ids(path: Path, mask: Tensor, classes: int, ignore_index: int) -> None:
-    counts = mask.flatten().bincount(minlength=classes)
-    bad = [i for i in counts[classes:].nonzero().flatten().add(classes).tolist() if i != ignore_index]
-    if bad:
-        shown = ", ".join(f"{i} ({int(counts[i])} pixels)" for i in bad[:8]) + (", ..." if len(bad) > 8 else "")
-        raise DataError(
-            f"{path}: unknown class ids {shown}; known are 0..{classes - 1} and ignore_index {ignore_index}."
-            " Correct the file, 'classes' or 'ignore_index'."
-        )
+def _suffixes(value: Mapping[str, str]) -> dict[str, str]:
+    known = ("images", "masks", "boundaries", "targets")
+    for key in value:
+        if key not in known:
+            raise ConfigError(f"suffixes: unknown folder {key!r}{suggest(str(key), known)} Known: {', '.join(known)}.")
+    return {key: os.fspath(suffix) for key, suffix in value.items()}

@@ -30,9 +30,13 @@ class Selection:
     include: tuple[str, ...] = ()
     labels: bool = True
 
-    def takes(self, path: Path) -> bool:
+    def takes(self, path: str) -> bool:
         """Whether one of the patterns matches, case-sensitively on every system."""
-        return not self.include or any(fnmatchcase(path.name, p) or fnmatchcase(path.stem, p) for p in self.include)
+        if not self.include:
+            return True
+        name = os.path.basename(path)
+        stem = os.path.splitext(name)[0]
+        return any(fnmatchcase(name, p) or fnmatchcase(stem, p) for p in self.include)
 
 
 def selections(*layers: Mapping[str, Any] | None) -> dict[str, Selection | None]:
@@ -57,11 +61,11 @@ def selections(*layers: Mapping[str, Any] | None) -> dict[str, Selection | None]
 
 
 def _selection(where: str, value: Any) -> Selection:
-    if not isinstance(value, Mapping) or "from" not in value:
-        raise ConfigError(f"{where}: expected a mapping such as {{from: [train], include: ['a*']}}, got {value!r}.")
-    for key in value:
+    for key in value if isinstance(value, Mapping) else ():
         if key not in _KEYS:
             raise ConfigError(f"{where}: unknown key {key!r}{suggest(str(key), _KEYS)} Known: {', '.join(_KEYS)}.")
+    if not isinstance(value, Mapping) or "from" not in value:
+        raise ConfigError(f"{where}: expected a mapping such as {{from: [train], include: ['a*']}}, got {value!r}.")
     labels = value.get("labels", True)
     if not isinstance(labels, bool):
         raise ConfigError(f"{where}.labels: expected true or false, got {labels!r}.")
@@ -90,62 +94,90 @@ def files(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> list[Path]:
     Raises:
         DataError: the folder is missing or has no such file.
     """
+    return [folder / name for name in names(folder, extensions)]
+
+
+def by_key(folder: Path, extensions: Iterable[str] = EXTENSIONS, suffix: str = "") -> dict[str, str]:
+    """Files below a folder by their relative path without extension, which is what pairs are matched by.
+
+    Args:
+        folder: where to search.
+        extensions: of the files, lower case.
+        suffix: end of the stems of the files that are meant; it is no part of the key, other files are left out.
+
+    Raises:
+        DataError: as :func:`files`, or two files differ only in their extension.
+    """
+    found: dict[str, str] = {}
+    for name in names(folder, extensions):
+        key = os.path.splitext(name)[0]
+        if not key.endswith(suffix):
+            continue
+        key = key[: len(key) - len(suffix)]
+        if key in found:
+            both = f"{found[key]} and {os.path.join(folder, name)}"
+            raise DataError(f"{both} have the same stem; which one is meant is ambiguous.")
+        found[key] = os.path.join(folder, name)
+    if not found:
+        raise DataError(f"{folder}: no file whose stem ends with {suffix!r}.")
+    return found
+
+
+def names(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> list[str]:
+    """What :func:`files` finds, relative to the folder, with slashes: texts, of which 10^5 are no burden.
+
+    Raises:
+        DataError: as :func:`files`.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}.")
     wanted, seen, found = set(extensions), {os.path.realpath(folder)}, []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, here in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in list(folders):  # links may lead back to where we were
             target = os.path.realpath(os.path.join(parent, name))
             if target in seen:
                 folders.remove(name)
             seen.add(target)
-        found += [Path(parent, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in wanted]
+        below = os.path.relpath(parent, folder).replace(os.sep, "/")
+        start = "" if below == "." else f"{below}/"
+        found += [start + n for n in here if os.path.splitext(n)[1].lower() in wanted and not n.startswith(".")]
     if not found:
         raise DataError(f"{folder}: no file with one of the extensions {' '.join(sorted(wanted))}.")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(found)
 
 
-def by_key(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> dict[str, Path]:
-    """Files below a folder by their relative path without extension, which is what pairs are matched by.
-
-    Raises:
-        DataError: as :func:`files`, or two files differ only in their extension.
-    """
-    found: dict[str, Path] = {}
-    for path in files(folder, extensions):
-        key = path.relative_to(folder).with_suffix("").as_posix()
-        if key in found:
-            raise DataError(f"{found[key]} and {path} have the same stem; which one is meant is ambiguous.")
-        found[key] = path
-    return found
-
-
-def listed(path: Path, images: Mapping[str, Path]) -> list[str]:
+def listed(path: Path, images: Mapping[str, str]) -> list[str]:
     """The keys of ``images`` that a text file lists: one stem or path a line (its first column), matched by stem.
 
     Raises:
         DataError: the list is missing, unreadable or empty, or names an image that does not exist or is ambiguous.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the list of images cannot be read: {error}.") from error
     by_stem: dict[str, list[str]] = {}
     for key in images:
         by_stem.setdefault(key.rpartition("/")[2], []).append(key)
     keys = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name = Path(line.split()[0])
-        stem = name.stem if name.suffix.lower() in EXTENSIONS else name.name
+    for number, stem in stems(path):
         matches = by_stem.get(stem, [])
         if len(matches) != 1:
-            folder = os.path.commonpath([path.parent for path in images.values()])
+            folder = os.path.commonpath([os.path.dirname(image) for image in images.values()])
             what = "is not" if not matches else f"is {len(matches)} times"
             raise DataError(f"{path}, line {number}: {stem!r} {what} in {folder} (matched by stem, any extension).")
         keys += matches
     if not keys:
         raise DataError(f"{path}: the list of images is empty.")
     return keys
+
+
+def stems(path: Path) -> list[tuple[int, str]]:
+    """Number of the line, and the stem it names in its first column, of every line of a list that is not blank.
+
+    Raises:
+        DataError: the list is missing or unreadable.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the list of images cannot be read: {error}.") from error
+    listed = [(number, Path(line.split()[0])) for number, line in enumerate(lines, 1) if line.strip()]
+    return [(number, name.stem if name.suffix.lower() in EXTENSIONS else name.name) for number, name in listed]

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from densectx.data.base import Dataset, Split
 from densectx.data.collate import Collate
-from densectx.data.streams import EvalSampler, Item, Sampling, StepSampler
+from densectx.data.corrupt import Corrupt
+from densectx.data.items import Items
+from densectx.data.streams import EvalSampler, Sampling, StepSampler
 from densectx.data.transforms import Augment
 from densectx.errors import ConfigError, DataError, suggest
 from densectx.registry import DATASETS
-from densectx.rng import generator
-from densectx.types import Sample, SourceInfo
+from densectx.types import SourceInfo
+
+OnCorrupt: TypeAlias = Literal["error", "skip"]
 
 WORKER_TIMEOUT = 300.0
 """Seconds after which a worker that delivers nothing ends the run."""
@@ -42,6 +44,9 @@ class DataModule(pl.LightningDataModule):
         num_workers: loader processes of each loader; torch gives each one thread.
         seed: of order and augmentation.
         steps_per_epoch: default: as many as show the longest source once.
+        on_corrupt: what a training sample that cannot be read does: ``error`` ends the run; ``skip`` takes the next
+            sample of the source instead, names each on stderr once and counts them at the end. Evaluation always
+            ends with an error, since its numbers would be of other data.
 
     Raises:
         ConfigError: unknown names or options, with their key path.
@@ -54,14 +59,15 @@ class DataModule(pl.LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         steps_per_epoch: int | None = None,
+        on_corrupt: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
         if not isinstance(sources, Mapping) or not sources:
             raise ConfigError(f"data.sources: expected a mapping of source names to data sets, got {sources!r}.")
-        if sampling not in get_args(Sampling):
-            near = suggest(str(sampling), get_args(Sampling))
-            raise ConfigError(f"data.sampling: expected joint or alternate, got {sampling!r}{near}")
+        _one_of(sampling, get_args(Sampling), "data.sampling")
+        _one_of(on_corrupt, get_args(OnCorrupt), "data.on_corrupt")
         self.sampling: Sampling = sampling
+        self.on_corrupt: OnCorrupt = on_corrupt
         self.num_workers = _count(num_workers, "data.num_workers", least=0)
         self.seed = seed
         self.steps_per_epoch = None if steps_per_epoch is None else _count(steps_per_epoch, "data.steps_per_epoch")
@@ -72,6 +78,7 @@ class DataModule(pl.LightningDataModule):
         for name, spec in sources.items():
             self._add(name, spec)
         self._steps = 0
+        self._corrupt: Corrupt | None = None
 
     def _add(self, name: str, spec: Any) -> None:
         where = f"data.sources.{name}"
@@ -80,29 +87,17 @@ class DataModule(pl.LightningDataModule):
             raise ConfigError(f"{where}: expected a data set as a name or a mapping with 'name', got {spec!r}.")
         self.batch_sizes[name] = _count(spec.get("batch_size", 4), f"{where}.batch_size")
         self.eval_batch_sizes[name] = _count(spec.get("eval_batch_size", 1), f"{where}.eval_batch_size")
-        given = spec.get("augment")
-        self.augments[name] = None if given is None else Augment.from_config(given, f"{where}.augment")
         own = {key: value for key, value in spec.items() if key not in _RESERVED}
         for split, datasets in self.datasets.items():
             datasets[name] = DATASETS.build(own, where, also=_RESERVED, split=split)
-        augment, size = self.augments[name], self.datasets["train"][name].info.size
-        if augment is not None and augment.crop is not None and size is not None:
-            largest = tuple(int(side * augment.scale[1]) for side in size)
-            if augment.crop[0] > largest[0] or augment.crop[1] > largest[1]:
-                raise ConfigError(
-                    f"{where}.augment.crop: {augment.crop[0]}x{augment.crop[1]} is larger than the images, {size[0]}x"
-                    f"{size[1]}, at their largest scale ({augment.scale[1]:g}); choose a smaller crop."
-                )
+        given, info = spec.get("augment"), self.datasets["train"][name].info
+        self.augments[name] = None if given is None else Augment.from_config(given, f"{where}.augment", info)
 
     def info(self) -> dict[str, SourceInfo]:
         """What a model must know of each source; reads no file. ``size`` is that after augmentation."""
-        infos = {}
-        for name, dataset in self.datasets["train"].items():
-            augment, size = self.augments[name], dataset.info.size
-            if augment is not None:
-                size = augment.crop or (size if augment.scale == (1, 1) else None)
-            infos[name] = replace(dataset.info, size=size)
-        return infos
+        infos = {name: dataset.info for name, dataset in self.datasets["train"].items()}
+        sizes = {name: augment.size for name, augment in self.augments.items() if augment is not None}
+        return {name: replace(info, size=sizes.get(name, info.size)) for name, info in infos.items()}
 
     def sample_name(self, source: str, index: int, split: Split = "train") -> str:
         """What messages and reports call a sample."""
@@ -130,8 +125,11 @@ class DataModule(pl.LightningDataModule):
             steps=self.steps_per_epoch or longest * (len(lengths) if self.sampling == "alternate" else 1),
             start=self._steps_done,
         )
-        fix = "set data.sources.{source}.augment.crop, or batch_size 1"
-        return _TrainLoader(_Items(self.datasets["train"], self.augments, self.seed), **self._options(sampler, fix))
+        self._corrupt = Corrupt(self.datasets["train"]) if self.on_corrupt == "skip" else None
+        items = Items(self.datasets["train"], self.augments, self.seed, self._corrupt)
+        fix = "set data.sources.{source}.augment.crop or augment.pad, or batch_size 1"
+        pad = [name for name, augment in self.augments.items() if augment is not None and augment.pad]
+        return _TrainLoader(items, **self._options(sampler, fix, pad))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation sample exactly once over all ranks; the sources in turn."""
@@ -149,6 +147,15 @@ class DataModule(pl.LightningDataModule):
         """Go on after that many batches."""
         self._steps = int(state_dict["steps"])
 
+    def skipped(self) -> dict[str, list[str]]:
+        """Training samples that this rank has passed over as damaged: ``{source: [names]}``, see ``on_corrupt``."""
+        return self._corrupt.names() if self._corrupt else {}
+
+    def teardown(self, stage: str) -> None:
+        """At the end of training: says what was skipped."""
+        if self._corrupt and stage == "fit":
+            self._corrupt.report()
+
     def _eval_loader(self, split: Split) -> DataLoader[Any]:
         world, rank = self._ranks()
         lengths = {name: len(dataset) for name, dataset in self.datasets[split].items()}
@@ -157,14 +164,14 @@ class DataModule(pl.LightningDataModule):
                 f"no source has a {split} sample for each of {world} ranks ({lengths}); evaluate on fewer devices."
             )
         sampler = EvalSampler(lengths, self.eval_batch_sizes, world=world, rank=rank)
-        items = _Items(self.datasets[split], dict.fromkeys(lengths), self.seed)
+        items = Items(self.datasets[split], dict.fromkeys(lengths), self.seed)
         return DataLoader(items, **self._options(sampler, "set data.sources.{source}.eval_batch_size to 1"))
 
-    def _options(self, sampler: StepSampler | EvalSampler, fix: str) -> dict[str, Any]:
-        ignore = {name: dataset.info.ignore_index for name, dataset in self.datasets["train"].items()}
+    def _options(self, sampler: StepSampler | EvalSampler, fix: str, pad: Sequence[str] = ()) -> dict[str, Any]:
+        infos = {name: dataset.info for name, dataset in self.datasets["train"].items()}
         return {
             "batch_sampler": sampler,
-            "collate_fn": Collate(ignore, fix),
+            "collate_fn": Collate(infos, fix, pad),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "timeout": WORKER_TIMEOUT if self.num_workers else 0,
@@ -197,23 +204,9 @@ class _TrainLoader(DataLoader[Any]):
         pass
 
 
-@final
-class _Items(TorchDataset[tuple[str, Sample]]):
-    """:class:`Item` to ``(source, sample)`` with ``key``, augmented from (seed, source, pass, index)."""
-
-    def __init__(self, datasets: Mapping[str, Dataset], augments: Mapping[str, Augment | None], seed: int) -> None:
-        self._datasets, self._augments, self._seed = dict(datasets), dict(augments), seed
-
-    def __getitem__(self, item: Item) -> tuple[str, Sample]:
-        source, pass_, index = item
-        sample = self._datasets[source][index]
-        augment = self._augments[source]
-        if augment is not None:
-            try:
-                sample = augment(sample, generator(self._seed, source, pass_, index, "augment"))
-            except DataError as error:
-                raise DataError(f"{self._datasets[source].name(index)}: {error}") from None
-        return source, {**sample, "key": torch.tensor([pass_, index])}
+def _one_of(value: Any, known: Sequence[str], where: str) -> None:
+    if value not in known:
+        raise ConfigError(f"{where}: expected {' or '.join(known)}, got {value!r}{suggest(str(value), known)}")
 
 
 def _count(value: Any, where: str, least: int = 1) -> int:

@@ -1,95 +1,124 @@
-"""Data sets that are only a layout of :class:`densectx.data.image_mask.ImageMask`, as plain data."""
+"""Data sets that are only a layout of a general one, as plain data: data set -> preset -> its options."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-Palette = tuple[tuple[int, int, int], ...]
+from densectx.data import class_names as names
+from densectx.errors import ConfigError, unknown
 
+_VOC = {
+    "images": "JPEGImages",
+    "masks": "SegmentationClass",
+    "lists": "ImageSets/Segmentation/{subset}.txt",
+    "classes": names.VOC,
+    "palette": names.voc_palette(len(names.VOC)),
+    "ignore_index": 255,
+    "splits": {"test": {"from": ["test"], "labels": False}},
+}
 
-def voc_palette(count: int) -> Palette:
-    """PASCAL VOC's colours: the bits of an id spread over R, G and B, highest first (VOCdevkit, VOClabelcolormap)."""
+_CITYSCAPES = {
+    "classes": names.CITYSCAPES,
+    "palette": names.CITYSCAPES_PALETTE,
+    "ignore_index": 255,
+    "remap": dict.fromkeys(range(-1, 34), "ignore") | {old: new for new, old in enumerate(names.CITYSCAPES_IDS)},
+}
 
-    def channel(index: int, offset: int) -> int:
-        return sum(((index >> (3 * bit + offset)) & 1) << (7 - bit) for bit in range(8))
-
-    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(count))
-
-
-VOC_CLASSES = [
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-]
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # CamVid in SegNet's edition (Badrinarayanan, Kendall, Cipolla 2017): 360x480, CC BY-NC 4.0
-    "camvid": {
-        "images": "{subset}",
-        "masks": "{subset}annot",
-        "lists": "{subset}.txt",
-        "classes": [
-            "Sky",
-            "Building",
-            "Pole",
-            "Road",
-            "Pavement",
-            "Tree",
-            "SignSymbol",
-            "Fence",
-            "Car",
-            "Pedestrian",
-            "Bicyclist",
-        ],
-        "palette": [
-            (128, 128, 128),
-            (128, 0, 0),
-            (192, 192, 128),
-            (128, 64, 128),
-            (60, 40, 222),
-            (128, 128, 0),
-            (192, 128, 128),
-            (64, 64, 128),
-            (64, 0, 128),
-            (64, 64, 0),
-            (0, 128, 192),
-        ],
-        "ignore_index": 11,
-        "size": (360, 480),
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "folder": {
+        # DIV2K (Agustsson, Timofte 2017); its 800 + 100 images in full resolution
+        "div2k": {
+            "splits": {"train": {"from": ["DIV2K_train_HR"]}, "val": {"from": ["DIV2K_valid_HR"]}, "test": None},
+        },
     },
-    # PASCAL VOC 2012 (Everingham et al.); the masks of its test split are not public
-    "voc": {
-        "images": "JPEGImages",
-        "masks": "SegmentationClass",
-        "lists": "ImageSets/Segmentation/{subset}.txt",
-        "classes": VOC_CLASSES,
-        "palette": voc_palette(len(VOC_CLASSES)),
-        "ignore_index": 255,
-        "splits": {"test": {"from": ["test"], "labels": False}},
+    "paired": {
+        # the same with its bicubic reductions, X2, X3 or X4 by 'scale'
+        "div2k": {
+            "input": "DIV2K_{subset}_LR_bicubic/X{scale}",
+            "target": "DIV2K_{subset}_HR",
+            "suffix": "x{scale}",
+            "splits": {"val": {"from": ["valid"]}, "test": None},
+        },
     },
-    # BSDS500 (Arbelaez et al. 2011); BSD68, CBSD68 and BSD100 are images of its val, so nothing trains on val
-    "bsds500": {
-        "images": "images/{subset}",
-        "boundaries": "groundTruth/{subset}",
-        "splits": {"train": {"from": ["train", "test"]}, "test": {"from": ["val"]}},
+    "image_mask": {
+        # scene parsing of ADE20K (Zhou et al. 2017), folder ADEChallengeData2016: 0 is "other", classes are 1..150
+        "ade20k": {
+            "images": "images/{subset}",
+            "masks": "annotations/{subset}",
+            "classes": names.ADE20K,
+            "palette": names.voc_palette(len(names.ADE20K)),
+            "ignore_index": 255,
+            "remap": {0: "ignore"} | {old + 1: old for old in range(len(names.ADE20K))},
+            "splits": {
+                "train": {"from": ["training"]},
+                "val": {"from": ["validation"]},
+                "test": None,
+            },
+        },
+        # BSDS500 (Arbelaez et al. 2011); BSD68, CBSD68 and BSD100 are images of its val, so nothing trains on val
+        "bsds500": {
+            "images": "images/{subset}",
+            "boundaries": "groundTruth/{subset}",
+            "splits": {"train": {"from": ["train", "test"]}, "test": {"from": ["val"]}},
+        },
+        # CamVid in SegNet's edition (Badrinarayanan, Kendall, Cipolla 2017): 360x480, CC BY-NC 4.0
+        "camvid": {
+            "images": "{subset}",
+            "masks": "{subset}annot",
+            "lists": "{subset}.txt",
+            "classes": names.CAMVID,
+            "palette": names.CAMVID_PALETTE,
+            "ignore_index": 11,
+            "size": (360, 480),
+        },
+        # Cityscapes (Cordts et al. 2016), fine annotations; the masks of its test split are not public
+        "cityscapes": {
+            **_CITYSCAPES,
+            "images": "leftImg8bit/{subset}",
+            "masks": "gtFine/{subset}",
+            "suffixes": {"images": "_leftImg8bit", "masks": "_gtFine_labelIds"},
+            "size": (1024, 2048),
+            "splits": {"test": {"from": ["test"], "labels": False}},
+        },
+        # semantic segmentation of KITTI (Alhaija et al. 2018): 200 labelled images, and no official validation split
+        "kitti": {
+            **_CITYSCAPES,
+            "images": "{subset}/image_2",
+            "masks": "{subset}/semantic",
+            "splits": {"train": {"from": ["training"]}, "val": None, "test": {"from": ["testing"], "labels": False}},
+        },
+        # Semantic Boundaries Dataset (Hariharan et al. 2011), folder benchmark_RELEASE; shares images with VOC's val
+        "sbd": {
+            "images": "dataset/img",
+            "masks": "dataset/cls",
+            "mask_extensions": frozenset({".mat"}),
+            "lists": "dataset/{subset}.txt",
+            "classes": names.VOC,
+            "palette": names.voc_palette(len(names.VOC)),
+            "ignore_index": 255,
+            "splits": {"test": None},
+        },
+        # PASCAL VOC 2012 (Everingham et al.); the masks of its test split are not public
+        "voc": _VOC,
+        # VOC with SBD's masks for the images that VOC itself does not label: 10 582 for training, none of VOC's val
+        "voc_aug": {
+            **_VOC,
+            "masks": "SegmentationClassAug",
+            "splits": {"train": {"from": ["trainaug"]}, "test": {"from": ["test"], "labels": False}},
+        },
     },
 }
+
+
+def preset_of(dataset: str, name: str | None) -> Mapping[str, Any]:
+    """The options of a preset; none without a name.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name is None:
+        return {}
+    if name not in PRESETS[dataset]:
+        raise ConfigError(f"preset: {unknown('preset', name, PRESETS[dataset])}")
+    return PRESETS[dataset][name]

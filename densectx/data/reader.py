@@ -1,223 +1,173 @@
-"""Image and mask files to tensors: one table of modes, everything else refused.
+"""Image, mask and number files to tensors: one table of modes, everything else refused.
 
-Formats are those of :data:`FORMATS` (others are never handed to a decoder). Embedded ICC profiles are ignored:
-values are taken as sRGB. Of a file with several frames nothing is read; only a camera's MPO (a JPEG with
-previews behind it) gives its first picture.
+Formats are those of :data:`densectx.data.pillow.FORMATS`, read by Pillow, and what :mod:`densectx.data.arrays`
+reads: TIFF of floats, of 16-bit colour and of N channels, and ``.npy`` (others are never handed to a decoder).
+Embedded ICC profiles are ignored: values are taken as sRGB. Of a file with several frames nothing is read, unless
+they are the N channels that are asked for; only a camera's MPO (a JPEG with previews behind it) gives its first one.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from os import PathLike
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from densectx.data.arrays import Stored, kind_of, read_stored
+from densectx.data.pillow import StrPath, picture
 from densectx.errors import ConfigError, DataError
-
-StrPath: TypeAlias = str | PathLike[str]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 """What data sets take for an image file, by its lower-case extension."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
-"""Pillow's names of the formats that are read."""
+ARRAY_EXTENSIONS = frozenset({".tif", ".tiff", ".npy"})
+"""The same for images of other than 1 or 3 channels. Files of 1 or 3 channels may be ``.npy`` where they are named."""
 
-MAX_PIXELS = 178_956_970
-"""Pixels of the largest file that is decoded: twice Pillow's own limit, which is only a warning."""
-
-MAX_RATIO, RATIO_FROM = 10_000, 1 << 25
-"""Pixels a byte of file from which a header of more than RATIO_FROM pixels is taken for a bomb (PNG ends at 8256)."""
-
-_MODES: dict[str, tuple[str, int]] = {  # Pillow mode -> (mode it is converted to, value of white)
-    "1": ("L", 255),
-    "L": ("L", 255),
-    "LA": ("LA", 255),
-    "P": ("RGB", 255),
-    "RGB": ("RGB", 255),
-    "RGBA": ("RGBA", 255),
-    "CMYK": ("RGB", 255),
-    "YCbCr": ("RGB", 255),
-    "I;16": ("I;16", 65535),
-    "I;16B": ("I;16B", 65535),
-    "I;16L": ("I;16L", 65535),
-    "I;16N": ("I;16N", 65535),
-}
-_WITH_ALPHA = {"1": "LA", "L": "LA", "LA": "LA", "P": "RGBA", "RGB": "RGBA", "RGBA": "RGBA"}
-_MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I;16N")
-_MASK_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches gray files of 2 and 4 bits to 0..255
-_ORIENTATION = 274  # EXIF tag
+_TIFF_ARRAY = re.compile(r"float\d+ x |uint16 x (?!1$)")  # kinds that Pillow refuses or would reduce to 8 bits
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
-def read_image(path: StrPath, channels: int = 3) -> tuple[Tensor, bool]:
-    """An image file as sRGB in [0, 1], at the file's own depth.
+def read_image(path: StrPath, channels: int = 3, value_range: Sequence[float] | None = None) -> tuple[Tensor, bool]:
+    """An image file as sRGB in [0, 1], or as N channels in [0, 1], at the file's own depth.
 
     Gray files are replicated to 3 channels; colour files asked for as 1 channel give full-range BT.601 luma.
-    Transparency is composited over white. EXIF orientation is applied. 16-bit gray (PNG, TIFF) and 16-bit colour
-    PNG keep their depth: 65535 is 1.0.
+    Transparency is composited over white. EXIF orientation is applied. 16-bit gray and colour (PNG, TIFF, ``.npy``)
+    keep their depth: 65535 is 1.0. Floating-point files (TIFF, ``.npy``) must lie in [0, 1]; nothing is clipped.
 
     Args:
-        path: a file of one of :data:`FORMATS`.
-        channels: 1 or 3.
+        path: a file of one of :data:`densectx.data.pillow.FORMATS`, or ``.npy``.
+        channels: 1 or 3, or N: the file is then a TIFF of N samples or N pages, or an ``.npy`` file (N, H, W) or
+            (H, W, N), and its channels are taken as they are.
+        value_range: ``[lo, hi]``, what becomes 0 and 1 in TIFF and ``.npy`` files, instead of the rule of their type.
 
     Returns:
         The image, (channels, H, W) float32 in [0, 1], and whether the file has one channel (alpha not counted).
 
     Raises:
-        DataError: missing, damaged, truncated, empty, too large, or of a mode that is not in the table.
-        ConfigError: channels is neither 1 nor 3.
+        DataError: missing, damaged, truncated, empty, too large, of a mode that is not in the table, of another
+            number of channels, or with values that are not finite or out of range.
+        ConfigError: channels or value_range is no such thing.
     """
-    if channels not in (1, 3):
-        raise ConfigError(f"channels: expected 1 or 3, got {channels!r}.")
-    with _opened(path) as image:
-        raw, maximum = _storage(image)
-        if image.mode not in _MODES or maximum > 255 or raw == "I;12":
-            raise DataError(_unknown_mode(path, image, raw, ", ".join(_MODES)))
-        deep = re.search(r";16[BLN]$", raw) is not None and not image.mode.startswith("I;16")
-        if deep and image.format != "PNG":  # Pillow would drop the low byte without a word
-            raise DataError(_unknown_mode(path, image, raw, "16-bit colour as PNG only"))
-        if "transparency" in image.info and (deep or image.mode not in _WITH_ALPHA):
-            raise DataError(
-                _unknown_mode(path, image, raw, "no transparent colour in 16-bit files; use an alpha channel")
-            )
-        image.load()
-        orientation = image.getexif().get(_ORIENTATION, 1)  # after load(): Pillow has turned a TIFF already
-        pixels = _deep_png(path, raw) if deep else _pixels(image)
-    if pixels.shape[0] in (2, 4):
-        alpha = pixels[-1:]
-        pixels = pixels[:-1] * alpha + (1 - alpha)
+    check_channels(channels)
+    limits = range_of(value_range)
+    kind = kind_of(path)
+    if kind == "npy" or channels not in (1, 3) or (limits and kind != "other") or _TIFF_ARRAY.match(kind):
+        if kind == "other":
+            raise DataError(f"{path}: {channels} channels are read from TIFF and .npy files only.")
+        pixels, orientation = _plain(
+            path, read_stored(path, (1, 3) if channels in (1, 3) else (channels,)), channels, limits
+        )
+    elif limits:
+        raise DataError(f"{path}: 'value_range' is for TIFF and .npy files; other formats have their own white.")
+    else:
+        pixels, orientation = picture(path)
     pixels = _upright(pixels, orientation)
     gray = pixels.shape[0] == 1
     if gray and channels == 3:
         pixels = pixels.expand(3, -1, -1)
-    if not gray and channels == 1:
+    if channels == 1 and not gray:
         pixels = (pixels * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True).clamp_(max=1)
     return pixels.contiguous(), gray
 
 
-def read_mask(path: StrPath) -> Tensor:
-    """A file of class ids: indices of a palette file (never its colours), values of a gray or two-level file.
-
-    Args:
-        path: a PNG, TIFF, BMP or PGM file of mode P, L, 1 or I;16.
-
-    Returns:
-        (H, W) int64.
+def check_channels(value: int) -> int:
+    """``channels`` of a config, checked.
 
     Raises:
-        DataError: missing, damaged, truncated, empty, too large, turned by EXIF, lossy, or of another mode.
+        ConfigError: no whole number of at least 1.
     """
-    with _opened(path) as image:
-        raw, maximum = _storage(image)
-        if image.format in ("JPEG", "MPO"):
-            raise DataError(
-                f"{path}: a JPEG file cannot hold class ids, its values are approximate; store masks as PNG."
-            )
-        if image.mode not in _MASK_MODES or maximum != 255 or raw == "I;12":
-            raise DataError(
-                _unknown_mode(path, image, raw, f"{', '.join(_MASK_MODES[:4])}: ids as palette indices or gray values")
-            )
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        if orientation in _TURNS:
-            raise DataError(f"{path}: a mask with EXIF orientation {orientation}; store it upright, without the tag.")
-        image.load()
-        return torch.from_numpy(np.asarray(image).astype(np.int64)) // _MASK_STEP.get(raw, 1)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"channels: expected 1 or 3, or the number of channels of the files, got {value!r}.")
+    return value
 
 
-@contextmanager
-def _opened(path: StrPath) -> Iterator[ImageFile.ImageFile]:
-    """Open a file, check its header, and turn whatever Pillow raises inside the block into one DataError."""
+def extensions_of(channels: int) -> frozenset[str]:
+    """Of the files that data sets and ``predict`` take for images of so many channels."""
+    return EXTENSIONS if channels in (1, 3) else ARRAY_EXTENSIONS
+
+
+def is_real(path: StrPath) -> bool:
+    """Whether a file holds floating-point numbers.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    kind = kind_of(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
-            with Image.open(path, formats=FORMATS) as image:
-                _check_header(path, image)
-                yield image
-    except (DataError, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: not a readable image; expected {', '.join(FORMATS)}.") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: {error} The limit is {MAX_PIXELS} pixels; cut it into tiles.") from None
-    except OSError as error:
-        if error.strerror:  # of the file system: missing, a folder, no permission
-            raise DataError(f"{path}: cannot be opened: {error.strerror}.") from None
-        raise DataError(f"{path}: damaged or truncated ({error}); replace the file.") from None
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); replace the file.") from error
+        return kind.startswith("float") or (kind == "npy" and np.load(Path(path), mmap_mode="r").dtype.kind == "f")
+    except (OSError, ValueError):  # told by whoever reads it
+        return False
 
 
-def _check_header(path: StrPath, image: ImageFile.ImageFile) -> None:
-    width, height = image.size
-    pixels = width * height
-    if pixels == 0:
-        raise DataError(f"{path}: the image is empty ({height}x{width} pixels).")
-    if pixels > MAX_PIXELS:
-        raise DataError(
-            f"{path}: {height}x{width} pixels, more than the limit of {MAX_PIXELS}: a decompression bomb,"
-            " or an image to cut into tiles."
-        )
-    size = Path(path).stat().st_size
-    if pixels > RATIO_FROM and pixels > MAX_RATIO * size:
-        raise DataError(
-            f"{path}: declares {height}x{width} pixels in {size} bytes: truncated, or a decompression bomb."
-        )
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":
-        raise DataError(f"{path}: has {frames} frames or pages; expected one image a file.")
+def is_deep(path: StrPath) -> bool:
+    """Whether a file that :func:`read_image` takes has more than 8 bits a channel.
 
-
-def _storage(image: ImageFile.ImageFile) -> tuple[str, int]:
-    """How the file stores pixels: Pillow's raw mode (``"RGB;16B"``) and, for PPM files, the maximum value."""
-    if not image.tile:
-        return image.mode, 255
-    args = image.tile[0].args
-    values = args if isinstance(args, tuple) else (args,)
-    raw = next((value for value in values if isinstance(value, str)), image.mode)
-    return raw, int(values[1]) if image.tile[0].codec_name in ("ppm", "ppm_plain") and len(values) > 1 else 255
-
-
-def _unknown_mode(path: StrPath, image: ImageFile.ImageFile, raw: str, expected: str) -> str:
-    return f"{path}: mode {image.mode} (stored as {raw} in {image.format}) is not read here; expected {expected}."
-
-
-def _pixels(image: ImageFile.ImageFile) -> Tensor:
-    """(1..4, H, W) float32 in [0, 1]; an even number of channels ends with alpha."""
-    target, white = _MODES[image.mode]
-    if "transparency" in image.info or image.has_transparency_data:
-        target = _WITH_ALPHA[image.mode]
-    array = np.array(image if image.mode == target else image.convert(target))
-    array = array.astype(np.float32) if white > 255 else array  # I;16B is big-endian, which torch does not take
-    tensor = torch.from_numpy(array).reshape(image.height, image.width, -1)
-    return tensor.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(white)
-
-
-def _deep_png(path: StrPath, raw: str) -> Tensor:
-    """A 16-bit colour PNG, of which Pillow by itself keeps the high bytes only: (2..4, H, W) float32 in [0, 1].
-
-    Reading the same bytes as little-endian gives the low ones; gray with alpha has the size of RGBA's four bytes.
+    Raises:
+        DataError: it cannot be opened.
     """
-    if raw == "LA;16B":
-        pixels = _stored_as(path, "RGBA").astype(np.int32)
-        values = pixels[..., ::2] * 256 + pixels[..., 1::2]
-    else:
-        values = _stored_as(path, raw).astype(np.int32) * 256 + _stored_as(path, raw.replace(";16B", ";16L"))
-    return torch.from_numpy(values).permute(2, 0, 1).to(torch.float32).div_(65535)
+    kind = kind_of(path)
+    if kind == "npy":
+        return np.lib.format.open_memmap(Path(path), mode="r").dtype.itemsize > 1
+    if kind != "other":
+        return not kind.startswith(("uint8", "int8", "bool"))
+    with open(path, "rb") as file:
+        head = file.read(25)
+    return head.startswith(b"\x89PNG") and head[24] == 16  # ISO/IEC 15948: the bit depth in IHDR
 
 
-def _stored_as(path: StrPath, raw: str) -> NDArray[np.uint8]:
-    with Image.open(path, formats=("PNG",)) as image:
-        image.tile = [tile._replace(args=raw) for tile in image.tile]
-        return np.array(image)
+def range_of(value: Sequence[float] | None) -> tuple[float, float] | None:
+    """``value_range`` of a config, checked.
+
+    Raises:
+        ConfigError: not two finite numbers in rising order.
+    """
+    if value is None:
+        return None
+    numbers = [v for v in value if isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v)]
+    if len(value) != 2 or len(numbers) != 2 or numbers[0] >= numbers[1]:
+        raise ConfigError(f"value_range: expected [lo, hi] with lo < hi, got {list(value)!r}.")
+    return float(numbers[0]), float(numbers[1])
+
+
+def _plain(path: StrPath, stored: Stored, channels: int, limits: tuple[float, float] | None) -> tuple[Tensor, int]:
+    """What :func:`densectx.data.pillow.picture` returns, of an array file."""
+    pixels = torch.from_numpy(_unit(path, stored, limits))
+    if stored.inverted:
+        pixels = 1 - pixels
+    samples = len(pixels)
+    if channels in (1, 3) and samples in (2, 4) and stored.alpha:
+        alpha = pixels[-1:]
+        pixels = pixels[:-1] * (alpha if stored.alpha == "unassociated" else 1) + (1 - alpha)
+        pixels = pixels.clamp_(max=1)  # associated colours may exceed their alpha by a rounding
+    if len(pixels) != channels and not (channels in (1, 3) and len(pixels) in (1, 3)):
+        raise DataError(f"{path}: has {samples} channels, expected {channels}; set 'channels' to what the files have.")
+    return pixels, stored.orientation
+
+
+def _unit(path: StrPath, stored: Stored, limits: tuple[float, float] | None) -> NDArray[np.float32]:
+    """Stored numbers to [0, 1]."""
+    values = stored.values
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        bad = int(values.size - np.isfinite(values).sum())
+        raise DataError(f"{path}: {bad} of {values.size} values are NaN or infinite; an image has finite values.")
+    if limits is None and stored.white in (255, 65535):
+        return values.astype(np.float32) / np.float32(stored.white)
+    if limits is None and values.dtype.kind != "f":
+        raise DataError(f"{path}: holds {values.dtype}, which has no white of its own; set value_range: [lo, hi].")
+    low, high = limits or (0.0, 1.0)
+    found = float(values.min()), float(values.max())
+    if found[0] < low or found[1] > high:
+        raise DataError(
+            f"{path}: values from {found[0]:g} to {found[1]:g} leave the range {low:g} to {high:g}; set"
+            f" value_range: [lo, hi] to the range of all files (nothing is clipped)."
+        )
+    if limits is None:
+        return values.astype(np.float32)
+    return ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
 
 
 _TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {  # EXIF 2.32, table 6: (transpose first, axes to flip then)

@@ -1,0 +1,101 @@
+"""Several data sets as one source."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, final
+
+from densectx.data.base import Dataset, Split
+from densectx.errors import ConfigError
+from densectx.registry import DATASETS
+from densectx.types import Sample, SourceInfo
+
+_ALIKE = ("channels", "classes", "ignore_index", "target", "scale")
+
+
+@final
+class Concat(Dataset):
+    """The samples of several data sets, one after the other, each image once.
+
+    Images are told apart by the stem of their file. An image that several parts have is taken from the first that has
+    it; training leaves out every image that any part has in ``val`` or ``test``.
+
+    Args:
+        parts: specs of data sets, whose channels, classes, ``ignore_index``, kind of target and scale agree.
+        split: which samples to take; a part may set one to null by its own ``splits``.
+
+    Raises:
+        ConfigError: no parts, or parts that do not agree.
+    """
+
+    def __init__(self, parts: Sequence[Mapping[str, Any]], *, split: Split) -> None:
+        if not parts:
+            raise ConfigError("parts: empty; name at least one data set.")
+        self.parts = [_part(number, spec, split) for number, spec in enumerate(parts)]
+        self.held_out: list[Dataset] = []
+        if split == "train":
+            others: tuple[Split, Split] = ("val", "test")
+            self.held_out = [_part(number, spec, other) for other in others for number, spec in enumerate(parts)]
+        infos = [part.info for part in self.parts]
+        for number, info in enumerate(infos):
+            for key in _ALIKE:
+                first, other = getattr(infos[0], key), getattr(info, key)
+                if first != other:
+                    raise ConfigError(f"parts.{number}: its {key} {other!r} differ from those of parts.0, {first!r}.")
+        self.info = SourceInfo(
+            channels=infos[0].channels,
+            classes=infos[0].classes,
+            palette=infos[0].palette,
+            ignore_index=infos[0].ignore_index,
+            keys=tuple(dict.fromkeys(key for info in infos for key in info.keys)),
+            size=infos[0].size if len({info.size for info in infos}) == 1 else None,
+            target=infos[0].target,
+            scale=infos[0].scale,
+            value_range=infos[0].value_range if len({info.value_range for info in infos}) == 1 else None,
+        )
+
+    @cached_property
+    def _indices(self) -> list[list[int]]:
+        """Of each part, the samples that are taken."""
+        seen = {stem for part in self.held_out for stem in _stems(part)}
+        taken = []
+        for part in self.parts:
+            stems = _stems(part)
+            taken.append([index for index, stem in enumerate(stems) if stem not in seen])
+            seen.update(stems)
+        return taken
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(map(len, self._indices)))
+
+    def _place(self, index: int) -> tuple[Dataset, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self._ends, index)
+        return self.parts[part], self._indices[part][index - (self._ends[part - 1] if part else 0)]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        part, own = self._place(index)
+        return part[own]
+
+    def name(self, index: int) -> str:
+        """That of the part."""
+        part, own = self._place(index)
+        return part.name(own)
+
+
+def _part(number: int, spec: Mapping[str, Any], split: Split) -> Dataset:
+    part: Dataset = DATASETS.build(spec, f"parts.{number}", split=split)
+    return part
+
+
+def _stems(part: Dataset) -> list[str]:
+    return [os.path.splitext(os.path.basename(part.name(index)))[0] for index in range(len(part))]

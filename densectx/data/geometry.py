@@ -1,0 +1,130 @@
+"""The same geometry for all parts of a sample that have rows and columns.
+
+Sizes and places are those of the image, in pixels; a target that is ``info.scale`` times as large follows on its own
+grid, so that its pixels stay over those of the image.
+"""
+
+from __future__ import annotations
+
+from types import EllipsisType
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from densectx.errors import DataError
+from densectx.types import Sample, SourceInfo
+
+Size: TypeAlias = tuple[int, int]
+"""(height, width)"""
+
+SPATIAL = ("image", "mask", "target", "valid")
+"""Keys of a sample whose last two dimensions are rows and columns."""
+
+
+def parts(sample: Sample, info: SourceInfo) -> Sample:
+    """What a sample has of :data:`SPATIAL`.
+
+    Raises:
+        DataError: a label has another size than its image (times ``info.scale`` for the target).
+    """
+    found = {key: sample[key] for key in SPATIAL if key in sample}
+    height, width = size_of(found)
+    for key, part in found.items():
+        by = _factor(key, info)
+        if tuple(part.shape[-2:]) != (height * by, width * by):
+            rule = "they must have the same size" if by == 1 else f"expected {height * by}x{width * by}, {by} times it"
+            raise DataError(
+                f"the {key} is {part.shape[-2]}x{part.shape[-1]} but its image is {height}x{width} (height x width);"
+                f" {rule}."
+            )
+    return found
+
+
+def size_of(sample: Sample) -> Size:
+    """Of the image."""
+    height, width = sample["image"].shape[-2:]
+    return height, width
+
+
+def resize(sample: Sample, size: Size, info: SourceInfo) -> Sample:
+    """Parts at a new size of the image.
+
+    Images bilinearly with antialiasing, clamped to [0, 1]; ids and labels by nearest neighbour; maps bilinearly with
+    antialiasing, where NaN spreads to every pixel it touches.
+    """
+    return {
+        key: _resize(part, (size[0] * _factor(key, info), size[1] * _factor(key, info)), _kind(key, info))
+        for key, part in sample.items()
+    }
+
+
+def window(sample: Sample, place: Size, size: Size, info: SourceInfo) -> Sample:
+    """The part of ``size`` whose first row and column are ``place``, as views."""
+    return {key: part[_box(place, size, _factor(key, info))] for key, part in sample.items()}
+
+
+def paste(sample: Sample, other: Sample, place: Size, size: Size, info: SourceInfo) -> Sample:
+    """New parts that are ``other``'s inside the box and the sample's outside; both have the same keys and sizes."""
+    pasted = {key: part.clone() for key, part in sample.items()}
+    for key, part in pasted.items():
+        box = _box(place, size, _factor(key, info))
+        part[box] = other[key][box]
+    return pasted
+
+
+def pad(sample: Sample, size: Size, info: SourceInfo) -> Sample:
+    """Parts enlarged to ``size`` at the bottom and on the right.
+
+    The image repeats its last row and column, as the model's own padding does; masks are filled with the source's
+    ``ignore_index``, targets with NaN, ``valid`` with false.
+    """
+    height, width = size_of(sample)
+    rows, columns = size[0] - height, size[1] - width
+    if not rows and not columns:
+        return sample
+    padded = {}
+    for key, part in sample.items():
+        by = _factor(key, info)
+        margin = (0, columns * by, 0, rows * by)
+        if key == "image":
+            padded[key] = nnf.pad(part[None], margin, mode="replicate")[0]
+        else:
+            padded[key] = nnf.pad(part, margin, value=False if key == "valid" else unlabelled(part, info))
+    return padded
+
+
+def unlabelled(like: Tensor, info: SourceInfo) -> float:
+    """The value of a label that is not known: ``ignore_index`` for whole numbers, true for bools, else NaN."""
+    if like.dtype == torch.bool:
+        return True
+    return float("nan") if like.is_floating_point() else info.ignore_index
+
+
+def _factor(key: str, info: SourceInfo) -> int:
+    return info.scale if key == "target" else 1
+
+
+def _kind(key: str, info: SourceInfo) -> str:
+    if key == "target":
+        return info.target
+    return "image" if key == "image" else "labels"
+
+
+def _box(place: Size, size: Size, by: int) -> tuple[EllipsisType, slice, slice]:
+    (top, left), (height, width) = place, size
+    return ..., slice(top * by, (top + height) * by), slice(left * by, (left + width) * by)
+
+
+def _resize(part: Tensor, size: Size, kind: str) -> Tensor:
+    if kind == "labels":  # pixel centres as in the bilinear one, unlike plain NEAREST
+        numbers = part.to(torch.uint8) if part.dtype == torch.bool else part
+        nearest: Tensor = F.resize(numbers[None], list(size), InterpolationMode.NEAREST_EXACT)
+        return nearest[0].to(part.dtype)
+    if size[1] == 1 < size[0]:  # antialiasing is wrong in torch (2.15, CPU) for results of one column, not of one row
+        return _resize(part.mT, size[::-1], kind).mT
+    scaled: Tensor = F.resize(part, list(size), InterpolationMode.BILINEAR, antialias=True)
+    return scaled.clamp_(0, 1) if kind == "image" else scaled

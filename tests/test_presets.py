@@ -1,0 +1,238 @@
+"""Well-known layouts, as their archives unpack, and sets of several of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from densectx.data import class_names
+from densectx.data.presets import PRESETS
+from densectx.errors import ConfigError, DataError
+from densectx.registry import DATASETS
+
+RNG = np.random.default_rng(0)
+SPLITS = ("train", "val", "test")
+
+
+def image(path, height=4, width=6):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+
+
+def mask(path, ids, palette=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ids = np.resize(np.asarray(ids, np.uint8), (4, 6))
+    picture = Image.fromarray(ids)
+    if palette:
+        picture.putpalette([value for colour in palette for value in colour])
+    picture.save(path)
+
+
+def text(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def build(name, root, preset, **options):
+    spec = {"name": name, "root": str(root), "preset": preset, **options}
+    return {split: DATASETS.build(spec, split=split) for split in SPLITS}
+
+
+def names(dataset):
+    return [Path(dataset.name(index)).stem for index in range(len(dataset))]
+
+
+def stems(data):
+    return {split: names(dataset) for split, dataset in data.items()}
+
+
+@pytest.mark.parametrize(("name", "preset"), [(name, preset) for name in PRESETS for preset in PRESETS[name]])
+def test_presets_are_known_without_files(name, preset):
+    options = {"scale": 2} if name == "paired" else {}
+    info = build(name, "nowhere", preset, **options)["train"].info
+    counts = {"ade20k": 150, "camvid": 11, "cityscapes": 19, "kitti": 19, "sbd": 21, "voc": 21, "voc_aug": 21}
+    assert len(info.classes) == len(info.palette) == len(set(info.classes)) == counts.get(preset, 0)
+    with pytest.raises(ConfigError, match=f"did you mean '{preset}'"):
+        build(name, "nowhere", f"{preset}x", **options)
+
+
+@pytest.mark.parametrize("preset", PRESETS["image_mask"])
+def test_options_replace_those_of_a_preset(preset):
+    changed = build("image_mask", "nowhere", preset, ignore_index=99, masks="m", classes=["a", "b"])["train"]
+    assert changed.info.ignore_index == 99
+    assert changed.info.classes == ("a", "b")
+    assert len(changed.info.palette) == 2
+    assert changed.folders["images"] == PRESETS["image_mask"][preset]["images"]
+
+
+def voc(root, train=("2007_01", "2007_02"), val=("2008_01",)):
+    for stem in (*train, *val, "2009_99"):
+        image(root / f"JPEGImages/{stem}.jpg")
+    for stem in (*train, *val):
+        mask(root / f"SegmentationClass/{stem}.png", [0, 15, 20, 255], class_names.voc_palette(256))
+    lists = root / "ImageSets/Segmentation"
+    text(lists / "train.txt", *train)
+    text(lists / "val.txt", *val)
+    text(lists / "test.txt", "2009_99")
+    return root
+
+
+def test_voc(tmp_path):
+    data = build("image_mask", voc(tmp_path), "voc")
+    assert stems(data) == {"train": ["2007_01", "2007_02"], "val": ["2008_01"], "test": ["2009_99"]}
+    assert data["train"][0]["mask"].unique().tolist() == [0, 15, 20, 255]
+    assert "mask" not in data["test"][0]
+
+
+def test_voc_aug(tmp_path):
+    voc(tmp_path)
+    for stem in ("2007_01", "2007_02", "2008_01", "2009_99"):
+        mask(tmp_path / f"SegmentationClassAug/{stem}.png", [1, 20, 255])
+    lines = [f"/JPEGImages/{s}.jpg /SegmentationClassAug/{s}.png" for s in ("2007_01", "2007_02", "2009_99")]
+    text(tmp_path / "ImageSets/Segmentation/trainaug.txt", *lines)
+    data = build("image_mask", tmp_path, "voc_aug")
+    assert stems(data)["train"] == ["2007_01", "2007_02", "2009_99"]
+    assert stems(data)["val"] == ["2008_01"]
+    assert data["train"][2]["mask"].unique().tolist() == [1, 20, 255]
+    assert data["val"][0]["mask"].shape == (4, 6)
+
+
+def sbd(root, train=("2007_02", "2008_01", "2010_05"), val=("2010_06",)):
+    for stem in (*train, *val):
+        image(root / f"dataset/img/{stem}.jpg")
+        path = root / f"dataset/cls/{stem}.mat"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ids = np.resize(np.array([0, 7, 20], np.uint8), (4, 6))
+        boundaries = np.empty((20, 1), object)
+        boundaries[:] = [[np.zeros((4, 6), np.uint8)]] * 20
+        savemat(path, {"GTcls": {"Boundaries": boundaries, "Segmentation": ids, "CategoriesPresent": [7, 20]}})
+    text(root / "dataset/train.txt", *train)
+    text(root / "dataset/val.txt", *val)
+    return root
+
+
+def test_sbd(tmp_path):
+    root = sbd(tmp_path / "benchmark_RELEASE")
+    voc(tmp_path / "VOC2012")
+    data = build("image_mask", root, "sbd")
+    assert stems(data) == {"train": ["2007_02", "2008_01", "2010_05"], "val": ["2010_06"], "test": []}
+    assert torch.equal(data["train"][0]["mask"], torch.tensor([0, 7, 20]).repeat(8).reshape(4, 6))
+    held_out = tmp_path / "VOC2012/ImageSets/Segmentation/val.txt"
+    assert stems(build("image_mask", root, "sbd", exclude=str(held_out)))["train"] == ["2007_02", "2010_05"]
+    text(root / "all.txt", "2007_02", "2008_01.jpg", "2010_05")
+    with pytest.raises(DataError, match=r"train.txt: 'exclude' \(all.txt\) leaves no image of 3"):
+        len(build("image_mask", root, "sbd", exclude="all.txt")["train"])
+    with pytest.raises(DataError, match=r"none.txt: the list of images cannot be read"):
+        len(build("image_mask", root, "sbd", exclude="none.txt")["train"])
+    (root / "dataset/cls/2007_02.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
+    with pytest.raises(DataError, match=r"2007_02.mat: no SBD ground truth"):
+        data["train"][0]
+
+
+def test_voc_and_sbd_together_leave_out_val(tmp_path):
+    parts = [
+        {"name": "image_mask", "preset": "voc", "root": str(voc(tmp_path / "VOC2012"))},
+        {
+            "name": "image_mask",
+            "preset": "sbd",
+            "root": str(sbd(tmp_path / "SBD")),
+            "splits": {"train": {"from": ["train", "val"]}, "val": None},
+        },
+    ]
+    data = {split: DATASETS.build({"name": "concat", "parts": parts}, split=split) for split in SPLITS}
+    assert stems(data) == {
+        "train": ["2007_01", "2007_02", "2010_05", "2010_06"],
+        "val": ["2008_01"],
+        "test": ["2009_99"],
+    }
+    train = data["train"]
+    assert "VOC2012" in train.name(1)
+    assert [train[i]["mask"].unique().tolist() for i in (0, 3)] == [[0, 15, 20, 255], [0, 7, 20]]
+    assert [len(list(dataset)) for dataset in data.values()] == [4, 1, 1]
+    assert train.info == build("image_mask", ".", "voc")["train"].info
+    with pytest.raises(ConfigError, match=r"parts.1: its ignore_index 7 differ from those of parts.0, 255"):
+        DATASETS.build({"name": "concat", "parts": [parts[0], {**parts[1], "ignore_index": 7}]}, split="train")
+    with pytest.raises(ConfigError, match=r"data.parts.1: unknown|parts.1.*presett"):
+        DATASETS.build({"name": "concat", "parts": [parts[0], {**parts[1], "presett": 1}]}, "data", split="train")
+    with pytest.raises(ConfigError, match="parts: empty"):
+        DATASETS.build({"name": "concat", "parts": []}, split="train")
+
+
+def test_cityscapes(tmp_path):
+    for subset, city, frame in (
+        ("train", "aachen", 19),
+        ("train", "bremen", 0),
+        ("val", "lindau", 1),
+        ("test", "bonn", 2),
+    ):
+        stem = f"{city}_{frame:06d}_000019"
+        image(tmp_path / f"leftImg8bit/{subset}/{city}/{stem}_leftImg8bit.png")
+        folder = tmp_path / f"gtFine/{subset}/{city}"
+        mask(folder / f"{stem}_gtFine_labelIds.png", [7, 33, 0, 11, 31, 29])
+        mask(folder / f"{stem}_gtFine_instanceIds.png", [0])
+        image(folder / f"{stem}_gtFine_color.png")
+        text(folder / f"{stem}_gtFine_polygons.json", "{}")
+    data = build("image_mask", tmp_path, "cityscapes")
+    assert [len(data[split]) for split in SPLITS] == [2, 1, 1]
+    assert names(data["train"]) == ["aachen_000019_000019_leftImg8bit", "bremen_000000_000019_leftImg8bit"]
+    assert data["train"][0]["mask"][0].tolist() == [
+        0,
+        18,
+        255,
+        2,
+        16,
+        255,
+    ]  # road, bicycle, -, building, train, caravan
+    assert "mask" not in data["test"][0]
+    assert data["train"].info.classes[13] == "car"
+    mask(tmp_path / "gtFine/val/lindau/lindau_000001_000019_gtFine_labelIds.png", [7, 40])
+    with pytest.raises(DataError, match=r"labelIds.png: unknown class ids 40 \(12 pixels\); known are -1, 0, 1"):
+        data["val"][0]
+    merged = {"classes": ["person", "other"], "remap": {"person": "person", "rider": 0, "*": "other", 0: "ignore"}}
+    dataset = build("image_mask", tmp_path, "cityscapes", **merged)["train"]
+    mask(tmp_path / "gtFine/train/aachen/aachen_000019_000019_gtFine_labelIds.png", [24, 25, 0, 7, 33, 26])
+    assert dataset[0]["mask"][0].tolist() == [0, 0, 255, 1, 1, 1]
+
+
+def test_kitti(tmp_path):
+    for number in range(3):
+        image(tmp_path / f"training/image_2/{number:06d}_10.png")
+        mask(tmp_path / f"training/semantic/{number:06d}_10.png", [26, 23, 4])
+        image(tmp_path / f"testing/image_2/{number:06d}_10.png")
+    data = build("image_mask", tmp_path, "kitti")
+    assert [len(data[split]) for split in SPLITS] == [3, 0, 3]
+    assert data["train"][0]["mask"][0].tolist() == [13, 10, 255] * 2
+    assert "mask" not in data["test"][0]
+
+
+def test_ade20k(tmp_path):
+    for subset, part in (("training", "train"), ("validation", "val")):
+        image(tmp_path / f"images/{subset}/ADE_{part}_00000001.jpg")
+        mask(tmp_path / f"annotations/{subset}/ADE_{part}_00000001.png", [0, 1, 150])
+    text(tmp_path / "objectInfo150.txt", "Idx")
+    data = build("image_mask", tmp_path, "ade20k")
+    assert stems(data) == {"train": ["ADE_train_00000001"], "val": ["ADE_val_00000001"], "test": []}
+    assert data["val"][0]["mask"][0].tolist() == [255, 0, 149] * 2
+    assert (data["val"].info.classes[0], data["val"].info.classes[149]) == ("wall", "flag")
+    mask(tmp_path / "annotations/validation/ADE_val_00000001.png", [151])
+    with pytest.raises(DataError, match=r"unknown class ids 151"):
+        data["val"][0]
+
+
+def test_div2k(tmp_path):
+    for number, part in ((1, "train"), (2, "train"), (801, "valid")):
+        image(tmp_path / f"DIV2K_{part}_HR/{number:04d}.png", 12, 24)
+        for scale in (2, 3, 4):
+            low = tmp_path / f"DIV2K_{part}_LR_bicubic/X{scale}/{number:04d}x{scale}.png"
+            image(low, 12 // scale, 24 // scale)
+    data = build("folder", tmp_path, "div2k")
+    assert stems(data) == {"train": ["0001", "0002"], "val": ["0801"], "test": []}
+    for scale in (2, 3, 4):
+        data = build("paired", tmp_path, "div2k", scale=scale)
+        assert stems(data) == {"train": [f"0001x{scale}", f"0002x{scale}"], "val": [f"0801x{scale}"], "test": []}
+        sample = data["val"][0]
+        assert sample["image"].shape == (3, 12 // scale, 24 // scale)
+        assert sample["target"].shape == (3, 12, 24)
