@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -113,14 +114,36 @@ class ScoreTable(pl.Callback):
 
 
 def score_table(module: DenseModule, metrics: Mapping[str, float], stage: str = "val") -> str:
-    """The table as text; one row a task that was evaluated."""
+    """The table as text: one row a task that was evaluated; above it how it is measured and what a mean leaves out."""
     rows = [("task", "metric", "value", "trivial answer", "its value")]
+    notes = []
     for key in module.model.tasks:
-        score = module.model.task(key).score
+        task = module.model.task(key)
+        score = task.score
         value = metrics.get(f"{stage}/{key}/{score.metric}")
         other = metrics.get(f"{stage}/{key}/{score.metric}_{score.baseline}")
-        if value is not None:
-            rows.append((key, score.metric, f"{value:.2f}", score.baseline, "-" if other is None else f"{other:.2f}"))
+        if value is None:
+            continue
+        rows.append((key, score.metric, number(value), score.baseline, "-" if other is None else number(other)))
+        if task.convention:
+            notes.append(f"{key}: {score.metric} by {task.convention}")
+        if absent := absent_classes(metrics, f"{stage}/{key}"):
+            notes.append(f"{key}: neither in truth nor in prediction, so left out of the mean: {', '.join(absent)}")
+    if len(rows) == 1:
+        return ""
     widths = [max(len(row[c]) for row in rows) for c in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n" + "\n".join(lines) + "\n" if len(rows) > 1 else ""
+    return "\n" + "\n".join([*notes, *lines]) + "\n"
+
+
+def number(value: float) -> str:
+    """Two decimals, or four digits where those would say less: 29.50, 0.1771."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
+
+def absent_classes(metrics: Mapping[str, float], prefix: str) -> list[str]:
+    """The classes, as in the keys ``<prefix>/iou_<class>``, that have no IoU; none if no class has one."""
+    start = f"{prefix}/iou_"
+    values = {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
+    absent = [name for name, value in values.items() if math.isnan(value)]
+    return absent if len(absent) < len(values) else []

@@ -123,7 +123,8 @@ class Checkpoints(Checkpoint):
         if self.monitor is not None:
             if self.monitor not in metrics:
                 raise ConfigError(f"checkpoints: monitor: {unknown('metric', self.monitor, metrics)}")
-            return metrics[self.monitor] * (1 if self.mode == "max" else -1)
+            now = metrics[self.monitor]  # NaN where nothing was measured, which is never the best
+            return -math.inf if math.isnan(now) else now * (1 if self.mode == "max" else -1)
         changes = []
         for key in module.model.tasks:
             score = module.model.task(key).score

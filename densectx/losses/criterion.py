@@ -8,8 +8,11 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from densectx.errors import ConfigError
+from densectx.losses.base import Form
 from densectx.registry import LOSSES
 from densectx.types import Spec, Terms
+
+_WORDS: dict[Form, str] = {"ids": "class ids", "labels": "labels of 0 or 1", "numbers": "numbers"}
 
 
 @final
@@ -19,20 +22,26 @@ class Criterion(nn.Module):
     Args:
         spec: ``"l1"``, ``{"name": "l1", "weight": 0.5}`` or a list of those with different names.
         where: key path for messages.
+        form: what the task's target is; losses that are not for it are refused. Null refuses none.
         runtime: arguments that the task supplies to losses that take them.
 
     Attributes:
         coefficients: {term: weight in the sum}.
     """
 
-    def __init__(self, spec: Spec | Sequence[Spec], where: str = "loss", **runtime: Any) -> None:
+    def __init__(
+        self, spec: Spec | Sequence[Spec], where: str = "loss", *, form: Form | None = None, **runtime: Any
+    ) -> None:
         super().__init__()
+        runtime["form"] = form
         specs = [spec] if isinstance(spec, str | Mapping) else list(spec)
         self.terms = nn.ModuleDict()
         self.coefficients: dict[str, float] = {}
         for one in specs:
             options = {"name": one} if isinstance(one, str) else dict(one)
             coefficient = float(options.pop("weight", 1.0))
+            LOSSES.check(options, runtime, where)
+            _check_form(str(options["name"]), form, where)
             loss = LOSSES.build(options, where, **runtime)
             name = str(options["name"]).rpartition("/")[2].rpartition(":")[2]
             if name in self.coefficients:
@@ -50,3 +59,21 @@ class Criterion(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Terms:
         """The terms, each (sum, weight), before their coefficients."""
         return {name: loss(output, target) for name, loss in self.terms.items()}
+
+
+def _check_form(name: str, form: Form | None, where: str) -> None:
+    takes = _takes(name)
+    if form is None or not takes or form in takes:
+        return
+    own = [entry.name for entry in LOSSES.entries() if entry.distribution == "densectx"]
+    fit = [one for one in own if form in _takes(one)]
+    raise ConfigError(
+        f"loss {name!r} is for {' or '.join(_WORDS[one] for one in takes)}, but the target of this task is"
+        f" {_WORDS[form]}; take {', '.join(fit)}.",
+        where,
+    )
+
+
+def _takes(name: str) -> tuple[Form, ...]:
+    takes: tuple[Form, ...] = getattr(LOSSES.get(name), "takes", ())
+    return takes

@@ -15,6 +15,8 @@ from densectx.losses.base import Loss
 class _Elementwise(Loss):
     """A mean over labelled elements; NaN in the target is unlabelled."""
 
+    takes = ("numbers",)
+
     @abstractmethod
     def penalty(self, error: Tensor) -> Tensor:
         """The penalty of each error, same shape."""

@@ -2,5 +2,6 @@
 
 from densectx.metrics.confusion import ConfusionMetrics
 from densectx.metrics.images import ImageMetrics, psnr, quantize
+from densectx.metrics.labels import LabelMetrics
 
-__all__ = ["ConfusionMetrics", "ImageMetrics", "psnr", "quantize"]
+__all__ = ["ConfusionMetrics", "ImageMetrics", "LabelMetrics", "psnr", "quantize"]
