@@ -40,6 +40,21 @@ def grey(x: Tensor) -> Tensor:
     return (x * weight).sum(1, keepdim=True)
 
 
+_YCBCR = ((0.299, 0.587, 0.114), (-0.299 / 1.772, -0.587 / 1.772, 0.5), (0.5, -0.587 / 1.402, -0.114 / 1.402))
+
+
+def rgb_to_ycbcr(x: Tensor) -> Tensor:
+    """Full-range BT.601 (JPEG, ITU-T T.871) with chroma about 0: (B, 3, H, W) -> (B, 3, H, W), nothing clamped."""
+    return torch.einsum("oc,bchw->bohw", x.new_tensor(_YCBCR), x)
+
+
+def ycbcr_to_rgb(x: Tensor) -> Tensor:
+    """The inverse of :func:`rgb_to_ycbcr`, nothing clamped."""
+    y, cb, cr = x.unbind(1)
+    red, blue = y + 1.402 * cr, y + 1.772 * cb
+    return torch.stack([red, (y - 0.299 * red - 0.114 * blue) / 0.587, blue], 1)
+
+
 def as_rgb(x: Tensor) -> Tensor:
     """One channel repeated three times; three channels unchanged."""
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,12 @@ from densectx.losses import Criterion
 from densectx.types import Sample, Score, Terms
 
 Target = dict[str, Tensor]
+
+Options: TypeAlias = Mapping[str, float | Tensor | None]
+"""Run-time options of ``predict``: one number for all images, a (B,) tensor of one an image, or None."""
+
+Estimator: TypeAlias = Callable[[Tensor], Tensor]
+"""What finds a run-time option that is not given: (B, C, H, W) sRGB 0..1, as the task takes it -> (B,)."""
 
 
 class Task(nn.Module, ABC):
@@ -37,7 +43,12 @@ class Task(nn.Module, ABC):
         score: the metric it is judged by and the trivial answer beside it.
         scale: size of the answer / size of the image.
         input_scale: size of x / size of the image (a network that is fed an enlarged image); divides ``scale``.
+        unchanged: x is the image of the source as it is, in training too; such tasks of a source are one kind of input
+            to the trunk (``norm: per_input``), any other task is a kind of its own.
         options: run-time options of ``predict`` with their defaults (None: must be given or is estimated).
+        estimators: {option: what finds it in an image}; asked for each image where the option is None or negative.
+        convention: how ``score`` is measured, in a few words (``"Y, crop 2, per image, peak 255"``); printed beside
+            every number, since numbers of different conventions cannot be compared.
         on_colour: what ``predict`` does with a colour image where the model has one channel: each channel on its
             own, the luma only with bicubic chroma, or its gray version.
         output: what the answer of ``predict`` is, for those who write it: ``"classes"`` (a probability for each
@@ -53,7 +64,10 @@ class Task(nn.Module, ABC):
     criterion: Criterion
     scale: int = 1
     input_scale: int = 1
+    unchanged: bool = False
     options: Mapping[str, float | None] = {}
+    estimators: Mapping[str, Estimator] = {}
+    convention: str = ""
     on_colour: Literal["per_channel", "luma", "gray"] = "gray"
     output: Literal["classes", "labels", "restored", "values", "image"] = "image"
 
@@ -84,8 +98,13 @@ class Task(nn.Module, ABC):
         """
 
     @abstractmethod
-    def inputs(self, image: Tensor, options: Mapping[str, float | None]) -> Tensor:
-        """What ``predict`` feeds the network: (B, C, H, W) sRGB 0..1 as it is given -> x. Adds no noise."""
+    def inputs(self, image: Tensor, options: Options) -> Tensor:
+        """What ``predict`` feeds the network: (B, C, H, W) sRGB 0..1 as it is given -> x. Adds no noise.
+
+        Args:
+            image: with the channels of the task's source.
+            options: every option of ``options``, estimated ones included.
+        """
 
     @abstractmethod
     def loss(self, output: Tensor, target: Target) -> Terms:

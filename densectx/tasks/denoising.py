@@ -1,19 +1,20 @@
-"""Removal of additive Gaussian noise."""
+"""Removal of additive noise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import final
+from collections.abc import Sequence
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from densectx.errors import ConfigError
 from densectx.losses import Criterion
-from densectx.metrics import ImageMetrics, psnr, quantize
-from densectx.nn.colour import as_rgb
+from densectx.metrics import quantize
+from densectx.nn.noise import noise_level, signal_noise
 from densectx.registry import HEADS
-from densectx.tasks.base import Target, Task
+from densectx.tasks import restoring
+from densectx.tasks.base import Options, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 
@@ -21,10 +22,16 @@ from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 class Denoising(Task):
     """Noisy image (B, C, H, W) -> clean image (B, C, H, W), sRGB 0..1, unclamped.
 
-    Noise is N(0, (sigma / 255)^2), drawn on the device in float32, neither clipped nor rounded. With a range of
-    sigmas the network is told the level of each image by a constant map, an extra input channel (FFDNet, Zhang et
-    al. 2018); the trunk takes it where ``model.backbone.in_channels`` leaves room, the head always.
-    PSNR as published: answer clamped and rounded to 8 bit, whole image, mean over images.
+    Noise is N(0, (sigma / 255)^2), or with ``noise: poisson_gaussian`` N(0, gain * x + (sigma / 255)^2) at clean
+    value x (Foi et al. 2008, eq. 2 and 4, in its normal approximation); drawn on the device in float32, neither
+    clipped nor rounded.
+
+    With ranges the network sees all levels: ``blind`` does not tell it which, else it is told by a map of the noise's
+    standard deviation, an extra input channel (FFDNet, Zhang et al. 2018); the trunk takes it where
+    ``model.backbone.in_channels`` leaves room, the head always. The map is sigma / 255 everywhere, or
+    sqrt(gain * y + (sigma / 255)^2) with y the noisy image itself, clamped to [0, 1], mean over channels.
+
+    PSNR and SSIM as published: answer clamped and rounded to 8 bit, whole image, mean over images.
 
     Args:
         features: given by the model.
@@ -34,6 +41,11 @@ class Denoising(Task):
         weight: of its loss.
         sigma: noise level on the 0..255 scale, or [low, high] to train on the whole range.
         test_sigma: level that is evaluated, null for ``sigma`` (the middle of a range).
+        noise: ``gaussian`` or ``poisson_gaussian``.
+        gain: of the Poisson part, variance / signal at signals 0..1, or [low, high].
+        test_gain: gain that is evaluated, null for ``gain`` (the middle of a range).
+        blind: whether the network has to do without the level of a range.
+        cutblur: probability of CutBlur in training (:func:`densectx.tasks.restoring.cutblur`).
         head: spec of the head.
         loss: spec of the loss, or a list of them.
     """
@@ -51,63 +63,83 @@ class Denoising(Task):
         weight: float = 1.0,
         sigma: float | Sequence[float] = 25.0,
         test_sigma: float | None = None,
+        noise: Literal["gaussian", "poisson_gaussian"] = "gaussian",
+        gain: float | Sequence[float] = 0.0,
+        test_gain: float | None = None,
+        blind: bool = False,
+        cutblur: float = 0.0,
         head: Spec = "decoder",
         loss: Spec | Sequence[Spec] = "l1",
     ) -> None:
-        levels = [float(sigma)] if isinstance(sigma, int | float) else [float(s) for s in sigma]
-        conditioned = len(levels) == 2
+        levels = restoring.span("denoising: sigma", sigma, 0, 255)
+        gains = restoring.span("denoising: gain", gain, 0, 1)
+        poisson = noise == "poisson_gaussian"
+        if poisson != (gains[1] > 0):
+            raise ConfigError(f"denoising: gain {gain!r} with noise {noise!r}; poisson_gaussian has a gain above 0.")
+        ranges = levels[0] < levels[1] or gains[0] < gains[1]
+        if blind and not ranges:
+            raise ConfigError(f"denoising: blind is for a range [low, high], and sigma is {sigma!r}, gain {gain!r}.")
+        conditioned = ranges and not blind
         channels = info.channels + conditioned
         super().__init__(source, weight, channels=channels, in_channels=in_channels, maps=int(conditioned))
-        if len(levels) > 2 or not levels or not 0 <= levels[0] <= levels[-1]:
-            raise ConfigError(f"denoising: sigma {sigma!r} is not a level >= 0 or a range [low, high] of them.")
-        self.low, self.high, self.conditioned = levels[0], levels[-1], conditioned
-        self.image_channels = info.channels
-        self.test_sigma = sum(levels) / len(levels) if test_sigma is None else float(test_sigma)
-        self.options = {"sigma": None} if self.conditioned else {}
+        self.sigma, self.gain, self.conditioned = levels, gains, conditioned
+        self.test_sigma = sum(levels) / 2 if test_sigma is None else float(test_sigma)
+        self.test_gain = sum(gains) / 2 if test_gain is None else float(test_gain)
+        self.image_channels, self.cutblur = info.channels, restoring.chance("denoising: cutblur", cutblur)
+        if conditioned and poisson:
+            self.options = {"sigma": None, "gain": None}
+            self.estimators = {"sigma": lambda x: signal_noise(x)[1] * 255, "gain": lambda x: signal_noise(x)[0]}
+        elif conditioned:
+            self.options = {"sigma": None}
+            self.estimators = {"sigma": lambda x: noise_level(x) * 255}
+        level = f"sigma {self.test_sigma:g}" + (f", gain {self.test_gain:g}" if poisson else "")
+        self.convention = (
+            f"{level} not clipped, 8-bit {restoring.colours(info.channels)}, whole image, per image, peak 255"
+        )
         name = head if isinstance(head, str) else str(head.get("name"))
         if conditioned and in_channels != channels and "in_channels" not in HEADS.options(name):
             raise ConfigError(
                 f"denoising: neither the trunk nor head {name!r} would see the noise level of a range of sigmas; set"
-                f" model.backbone.in_channels to {channels}, or take head 'decoder'."
+                f" model.backbone.in_channels to {channels}, or take head 'decoder', or set blind."
             )
         self.head = HEADS.build(
             head, "head", features=features, in_channels=channels, out_channels=info.channels, scale=1, residual=True
         )
         self.criterion = Criterion(loss)
-        self.metrics = ImageMetrics({"psnr": psnr}, "noisy")
+        self.metrics = restoring.restored_metrics("noisy")
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:
         """Image plus noise (and level map); the clean image."""
         clean = batch["image"]
-        sigmas, noise = [], []
+        sigmas, gains, noise = [], [], []
         for rng, image in zip(rngs, clean, strict=True):
-            draw = torch.rand((), generator=rng, device=rng.device)
-            level = (
-                self.low + (self.high - self.low) * draw if self.training else torch.full_like(draw, self.test_sigma)
-            )
-            # one channel of noise for a gray image, so that the noisy image is gray too
-            sigmas.append(level)
+            sigmas.append(self._drawn(self.sigma, self.test_sigma, rng))
+            if self.gain[1] > 0:
+                gains.append(self._drawn(self.gain, self.test_gain, rng))
             noise.append(torch.randn(image.shape, generator=rng, device=rng.device))
         sigma = torch.stack(sigmas).view(-1, 1, 1, 1)
+        gain = torch.stack(gains).view(-1, 1, 1, 1) if gains else torch.zeros_like(sigma)
         stacked = torch.stack(noise)
+        # one channel of noise for a gray image, so that the noisy image is gray too
         stacked = torch.where(batch["gray"].view(-1, 1, 1, 1), stacked[:, :1].expand_as(stacked), stacked)
-        return self._with_map(clean + stacked * sigma / 255, sigma), {"image": clean}
+        noisy = clean + stacked * deviation(clean, sigma, gain)
+        levels = self._map(noisy, sigma, gain)
+        if self.training:
+            noisy = restoring.cutblur(noisy, clean, rngs, self.cutblur)
+        x = torch.cat([noisy, levels], 1) if self.conditioned else noisy
+        return x, {"image": restoring.masked(clean, batch)}
 
-    def inputs(self, image: Tensor, options: Mapping[str, float | None]) -> Tensor:
+    def inputs(self, image: Tensor, options: Options) -> Tensor:
         """The given (noisy) image, with its level map if the network takes one.
 
         Raises:
-            ConfigError: ``sigma`` is needed and not given.
+            ConfigError: a level is out of range.
         """
         if not self.conditioned:
             return image
-        sigma = options.get("sigma")
-        if sigma is None or not 0 <= sigma <= 255:
-            raise ConfigError(
-                f"denoising needs the noise level of the image: sigma is {sigma}, expected {self.low:g} to"
-                f" {self.high:g} on the 0..255 scale (--set denoising.sigma=25, options={{'denoising.sigma': 25}})."
-            )
-        return self._with_map(image, torch.full((len(image), 1, 1, 1), float(sigma), device=image.device))
+        sigma = _level("sigma", options.get("sigma"), 255.0, image)
+        gain = _level("gain", options.get("gain"), 1.0, image) if "gain" in self.options else torch.zeros_like(sigma)
+        return torch.cat([image, self._map(image, sigma, gain)], 1)
 
     def loss(self, output: Tensor, target: Target) -> Terms:
         """Of the denoised image."""
@@ -118,17 +150,43 @@ class Denoising(Task):
         return output
 
     def update(self, prediction: Tensor, x: Tensor, target: Target) -> None:
-        """PSNR of the answer and of the noisy input (not clipped)."""
+        """Of the answer and of the noisy input (not clipped)."""
         # the noisy input is measured as it is: theory says 20 log10(255 / sigma)
-        self.metrics.update(quantize(prediction), x[:, : self.image_channels], target["image"])
+        restoring.measure(self.metrics, quantize(prediction), x[:, : self.image_channels], target["image"])
 
     def draw(self, prediction: Tensor, x: Tensor, target: Target) -> list[Tensor]:
         """Noisy, denoised, clean."""
-        pictures = (x[:, : self.image_channels], prediction, target["image"])
-        return [as_rgb(picture)[0].clamp(0, 1) for picture in pictures]
+        return restoring.pictures(x[:, : self.image_channels], prediction, target["image"])
 
-    def _with_map(self, image: Tensor, sigma: Tensor) -> Tensor:
-        if not self.conditioned:
-            return image
-        level = (sigma / 255).expand(-1, 1, *image.shape[-2:])
-        return torch.cat([image, level.to(image.dtype)], 1)
+    def _drawn(self, ends: tuple[float, float], test: float, rng: torch.Generator) -> Tensor:
+        draw = torch.rand((), generator=rng, device=rng.device)
+        return ends[0] + (ends[1] - ends[0]) * draw if self.training else torch.full_like(draw, test)
+
+    def _map(self, noisy: Tensor, sigma: Tensor, gain: Tensor) -> Tensor:
+        """The noise's standard deviation as the network is told it: (B, C, H, W) -> (B, 1, H, W)."""
+        return deviation(noisy.mean(1, keepdim=True).clamp(0, 1), sigma, gain).to(noisy.dtype)
+
+
+def deviation(x: Tensor, sigma: Tensor, gain: Tensor) -> Tensor:
+    """Standard deviation of the noise at signal x: sqrt(gain * x + (sigma / 255)^2), in the shape of x.
+
+    Args:
+        x: (B, C, H, W), 0..1.
+        sigma: (B, 1, 1, 1), on the 0..255 scale.
+        gain: (B, 1, 1, 1).
+    """
+    return (gain * x.clamp_min(0) + (sigma / 255).square()).sqrt()
+
+
+def _level(name: str, value: float | Tensor | None, high: float, image: Tensor) -> Tensor:
+    """An option of ``predict`` as (B, 1, 1, 1)."""
+    if value is None:
+        raise ConfigError(f"denoising needs the noise level of the image: {name} is not given.")
+    level = torch.as_tensor(value, dtype=torch.float32, device=image.device).expand(len(image)).view(-1, 1, 1, 1)
+    # a graph that is being exported has no numbers to check
+    if not torch.compiler.is_compiling() and not bool(((level >= 0) & (level <= high)).all()):
+        raise ConfigError(
+            f"denoising: {name} is {value}, expected 0 to {high:g}, or a negative number to have it estimated"
+            " (--set denoising.sigma=25, options={'denoising.sigma': 25})."
+        )
+    return level

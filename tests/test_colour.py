@@ -1,0 +1,17 @@
+"""Colour conversions against independent formulas."""
+
+from __future__ import annotations
+
+import torch
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from densectx.nn.colour import rgb_to_ycbcr, ycbcr_to_rgb
+
+
+def test_ycbcr_is_that_of_jpeg_and_undone_outside_of_the_range_too():
+    x = torch.randint(0, 256, (3, 17, 19), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    jpeg = pil_to_tensor(to_pil_image(x).convert("YCbCr")).double()
+    ours = rgb_to_ycbcr(x[None].double())[0] + torch.tensor([0.0, 128.0, 128.0])[:, None, None]
+    assert (ours - jpeg).abs().max() <= 1, "Pillow rounds"
+    wild = torch.randn(2, 3, 5, 7, dtype=torch.float64) * 3
+    assert torch.allclose(ycbcr_to_rgb(rgb_to_ycbcr(wild)), wild, atol=1e-12)
