@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn, final
 
 from densectx.errors import ConfigError, unknown
+from densectx.imports import allow_import
 
 _SHOWN_EVERY = 0.2  # seconds
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
         ConfigError, CheckpointError, PluginError, StorageError: as :func:`densectx.inference.loop.run`.
     """
     given = _parsed(argv)
+    for package in given.allow_import:
+        allow_import(package)
     from densectx.inference.loop import Request, run  # torch only now: --help and usage errors are quick
 
     request = Request(
@@ -78,7 +81,11 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the answers"),
         parser.add_argument("--tasks", metavar="A,B", help="tasks to answer (default: all of the model)"),
         parser.add_argument(
-            "--set", action="append", default=[], metavar="TASK.OPTION=NUMBER", help="e.g. denoising.sigma=25"
+            "--set",
+            action="append",
+            default=[],
+            metavar="TASK.OPTION=NUMBER",
+            help="e.g. denoising.sigma=25; negative: estimated",
         ),
         parser.add_argument("--tile", choices=("whole",), default="whole", help="images are taken as a whole"),
         parser.add_argument("--raw", action="store_true", help="add <stem>.npy, the model's answer as float32"),
@@ -86,6 +93,9 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="bf16: autocast (default: 32)"),
         parser.add_argument("--overwrite", action="store_true", help="replace existing outputs; skip none"),
         parser.add_argument("--json", action="store_true", help="print the summary as one object"),
+        parser.add_argument(
+            "--allow-import", action="append", default=[], metavar="PKG", help="let the model name PKG.module:Attr"
+        ),
     ]
     known = ["--help", *(name for action in options for name in action.option_strings)]
     given, extra = parser.parse_known_intermixed_args(list(argv))

@@ -6,12 +6,12 @@ import glob
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from densectx.data.listing import files
-from densectx.data.reader import EXTENSIONS
+from densectx.data.reader import extensions_of
 from densectx.errors import ConfigError, DataError
 
 
@@ -40,7 +40,24 @@ class Job:
     outputs: dict[tuple[str, str], str]
 
 
-def collect(arguments: Iterable[str], out: Path, tasks: Sequence[str], *, overwrite: bool) -> Found:
+def channels_read(channels: Iterable[int]) -> int:
+    """Channels that files are read with, for the tasks of a model: 3 for those of 1 and 3 (a gray file stays gray), N.
+
+    Args:
+        channels: of the images that each task takes.
+
+    Raises:
+        ConfigError: tasks whose images cannot come from the same file.
+    """
+    kinds = {3 if number in (1, 3) else number for number in channels}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"the tasks take images of {sorted(kinds)} channels, one file has only one of these; --tasks."
+        )
+    return kinds.pop()
+
+
+def collect(arguments: Iterable[str], out: Path, tasks: Sequence[str], *, overwrite: bool, channels: int = 3) -> Found:
     """Images by argument: a file, a folder (recursive), a glob, or ``-`` for a list of files and folders on stdin.
 
     Hidden files are left out of folders and globs, other extensions than the reader's too; a file named itself is
@@ -51,6 +68,7 @@ def collect(arguments: Iterable[str], out: Path, tasks: Sequence[str], *, overwr
         out: the output folder, resolved; what it holds is no input where it lies inside an input folder.
         tasks: keys of the tasks, its sub-folders.
         overwrite: whether the output folder may be an input folder itself.
+        channels: of the images, which decides about the extensions that are searched for.
 
     Raises:
         ConfigError: the output folder is an input folder and ``overwrite`` is false.
@@ -59,7 +77,7 @@ def collect(arguments: Iterable[str], out: Path, tasks: Sequence[str], *, overwr
     failures, left_out = [], 0
     for argument in _with_stdin(arguments):
         try:
-            found = list(_images(argument))
+            found = list(_images(argument, extensions_of(channels)))
         except DataError as error:
             failures.append((argument, str(error)))
             continue
@@ -71,12 +89,12 @@ def collect(arguments: Iterable[str], out: Path, tasks: Sequence[str], *, overwr
     return Found(list(images.values()), failures, left_out)
 
 
-def plan(inputs: Sequence[Input], suffixes: Mapping[str, Iterable[str]]) -> list[Job]:
+def plan(inputs: Sequence[Input], suffixes: Callable[[Path], Mapping[str, Iterable[str]]]) -> list[Job]:
     """Name the outputs of every image: ``<task>/<folder>/<stem><suffix>``, the whole name for the stem on a clash.
 
     Args:
         inputs: the images.
-        suffixes: what follows the stem, by task.
+        suffixes: of a file: what follows the stem, by task.
 
     Raises:
         ConfigError: two images have the same folder and name.
@@ -87,7 +105,8 @@ def plan(inputs: Sequence[Input], suffixes: Mapping[str, Iterable[str]]) -> list
         for number, image in enumerate(inputs):
             stem = image.place.name if number in whole else image.place.stem
             base = f"{parent}/{stem}" if (parent := image.place.parent.as_posix()) != "." else stem
-            outputs = {(task, suffix): f"{task}/{base}{suffix}" for task in suffixes for suffix in suffixes[task]}
+            by_task = suffixes(image.path).items()
+            outputs = {(task, suffix): f"{task}/{base}{suffix}" for task, ends in by_task for suffix in ends}
             jobs.append(Job(image.path, outputs))
             for name in outputs.values():
                 owners[name].append(number)
@@ -112,18 +131,20 @@ def _with_stdin(arguments: Iterable[str]) -> Iterator[str]:
             yield argument
 
 
-def _images(argument: str) -> Iterator[Input]:
+def _images(argument: str, extensions: frozenset[str]) -> Iterator[Input]:
     if "\0" in argument:
         raise DataError(f"{argument!r}: is no file name, it holds a NUL; a list on stdin has one name a line.")
     if os.path.isdir(argument):
         folder = Path(argument)
-        yield from (Input(path, PurePosixPath(path.relative_to(folder).as_posix())) for path in files(folder))
+        yield from (
+            Input(path, PurePosixPath(path.relative_to(folder).as_posix())) for path in files(folder, extensions)
+        )
     elif glob.has_magic(argument) and not os.path.lexists(argument):
         base = _before_magic(argument)
         matches = sorted(Path(name) for name in glob.iglob(argument, recursive=True))
-        matches = [path for path in matches if path.suffix.lower() in EXTENSIONS and path.is_file()]
+        matches = [path for path in matches if path.suffix.lower() in extensions and path.is_file()]
         if not matches:
-            raise DataError(f"{argument}: no image matches; expected one of {' '.join(sorted(EXTENSIONS))}.")
+            raise DataError(f"{argument}: no image matches; expected one of {' '.join(sorted(extensions))}.")
         for path in matches:
             place = os.path.relpath(path, base)  # also takes `..` out of the middle
             inside = not place.startswith("..")

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from torch import Tensor
 
 from densectx.checkpoint import load, locate
-from densectx.data.reader import FORMATS, read_image
 from densectx.errors import ConfigError, DataError, DensectxError, StorageError
 from densectx.inference.files import check_inside, fingerprint, replace
 from densectx.inference.inputs import Found, Job, collect, plan
 from densectx.inference.predictor import Predictor, device_of
+from densectx.inference.reading import Reading
 from densectx.inference.record import FORMAT, JOURNAL, SUMMARY, Record
 from densectx.inference.writers import Answer, Encoder, encoders
 from densectx.types import SourceInfo
@@ -71,14 +71,15 @@ def run(request: Request, say: Callable[[str], None], progress: Callable[[int, i
     predictor = Predictor(
         load(request.model), request.tasks, request.options or {}, device_of(request.device), request.precision
     )
-    writers = _writers(predictor, raw=request.raw)
+    reading = Reading.of(predictor.model, predictor.tasks)
+    writers = {real: _writers(predictor, raw=request.raw, real=real) for real in (False, True)}
     out = Path(os.path.realpath(request.out))
     if out.exists() and not out.is_dir():
         raise ConfigError(f"-o {request.out}: is a file, not a folder.")
-    found = collect(request.inputs, out, predictor.tasks, overwrite=request.overwrite)
+    found = collect(request.inputs, out, predictor.tasks, overwrite=request.overwrite, channels=reading.channels)
     if not found.images and not found.failures and not found.left_out:
         raise ConfigError("no input: the list on stdin is empty.")
-    jobs = plan(found.images, writers)
+    jobs = plan(found.images, lambda path: writers[reading.real(path)])
     _check(out, jobs)
     head = {
         "format": FORMAT,
@@ -102,20 +103,20 @@ def run(request: Request, say: Callable[[str], None], progress: Callable[[int, i
             if _key(job) in skipped:
                 record.add(_key(job), skipped[_key(job)])
             else:
-                _one(job, predictor, writers, out, record, say)
+                _one(job, reading, predictor, writers[reading.real(job.path)], out, record, say)
         progress(len(jobs), len(jobs))
     finally:
         summary = record.finish()
     return summary
 
 
-def _writers(predictor: Predictor, *, raw: bool) -> dict[str, dict[str, Encoder]]:
+def _writers(predictor: Predictor, *, raw: bool, real: bool) -> dict[str, dict[str, Encoder]]:
     sources = predictor.model.config.get("sources", {})
     found = {}
     for key, shape in predictor.shapes.items():
         task = predictor.model.task(key)
         info = SourceInfo.from_config(sources.get(task.source, {}))
-        found[key] = encoders(task, info, shape, raw=raw)
+        found[key] = encoders(task, info, shape, raw=raw, real=real)
         if not found[key]:
             raise ConfigError(f"task {key!r} answers with {tuple(shape)} numbers, no picture; --raw writes them.")
     return found
@@ -175,6 +176,7 @@ def _report(found: Found, record: Record, say: Callable[[str], None]) -> None:
 
 def _one(
     job: Job,
+    reading: Reading,
     predictor: Predictor,
     writers: Mapping[str, Mapping[str, Encoder]],
     out: Path,
@@ -185,9 +187,9 @@ def _one(
     names, mark = list(job.outputs.values()), {}
     try:
         mark = fingerprint(job.path)
-        image, gray = read_image(job.path)
-        deep, image = _is_deep(job.path), image[:1] if gray else image
-        answers = predictor(image)
+        image, deep = reading.image(job.path)
+        options = predictor.resolve(image)
+        answers = predictor(image, options)
         contents = {
             name: writers[task][suffix](Answer(image, deep, answers[task]))
             for (task, suffix), name in job.outputs.items()
@@ -202,7 +204,12 @@ def _one(
         say(f"densectx: {message}")
         record.add(_key(job), _entry(str(job.path), "failed", mark, error=message))
     else:
-        record.add(_key(job), _entry(str(job.path), "done", mark, names))
+        entry = _entry(str(job.path), "done", mark, names)
+        if estimated := {name: value.item() for name, value in options.items() if isinstance(value, Tensor)}:
+            entry["estimated"] = estimated
+            said = ", ".join(f"{name} {value:.4g}" for name, value in estimated.items())
+            say(f"densectx: {job.path}: estimated {said}.")
+        record.add(_key(job), entry)
 
 
 def _message(job: Job, error: Exception) -> str:
@@ -224,13 +231,3 @@ def _entry(
 
 def _key(job: Job) -> str:
     return next(iter(job.outputs.values()))
-
-
-def _is_deep(path: Path) -> bool:
-    """Whether a file that the reader takes has 16 bits a channel."""
-    with open(path, "rb") as file:
-        head = file.read(25)
-    if head.startswith(b"\x89PNG"):
-        return head[24] == 16  # ISO/IEC 15948: the bit depth in IHDR
-    with Image.open(path, formats=FORMATS) as image:
-        return image.mode.startswith("I;16")

@@ -19,7 +19,7 @@ def overlay(
     names: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
 ) -> Image.Image:
-    """Blend, outline and explain classes.
+    """Blend, outline and explain classes of which every pixel has one.
 
     Args:
         photograph: (h, w, 3) sRGB; enlarged to the size of ``ids``.
@@ -30,15 +30,52 @@ def overlay(
     Returns:
         An RGB image at least W wide, the picture above a legend of the classes that occur, largest first.
     """
-    height, width = ids.shape
+    colours = np.asarray(palette, np.float32)[ids]
+    counts = np.bincount(ids.ravel(), minlength=len(names))
+    return _sheet(photograph, colours, np.True_, _edges(ids), counts, names, palette)
+
+
+def overlay_labels(
+    photograph: NDArray[np.uint8],
+    labels: NDArray[np.bool_],
+    names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> Image.Image:
+    """As :func:`overlay`, of classes that hold independently: where several hold their colours are mixed.
+
+    Args:
+        photograph: (h, w, 3) sRGB; enlarged to the size of ``labels``.
+        labels: (K, H, W), where each class holds.
+        names: of the classes.
+        palette: their colours.
+
+    Returns:
+        As :func:`overlay`; the legend is empty where no class holds.
+    """
+    weights = labels.astype(np.float32)
+    several = weights.sum(0)
+    colours = np.tensordot(weights, np.asarray(palette, np.float32), (0, 0)) / np.maximum(several, 1)[..., None]
+    edge = np.logical_or.reduce([_edges(label) for label in labels])
+    counts = labels.sum((1, 2))
+    return _sheet(photograph, colours, (several > 0)[..., None], edge, counts, names, palette)
+
+
+def _sheet(
+    photograph: NDArray[np.uint8],
+    colours: NDArray[np.float32],
+    covered: NDArray[np.bool_] | np.bool_,
+    edge: NDArray[np.bool_],
+    counts: NDArray[np.int64],
+    names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> Image.Image:
+    """The photograph below colours (H, W, 3), where ``covered``, with edges (H, W), above a legend by counts (K,)."""
+    height, width = edge.shape
     base = np.asarray(Image.fromarray(photograph).resize((width, height)), np.float32)
     base = base * _SATURATION + base.mean(2, keepdims=True) * (1 - _SATURATION)
     base = _SHADOW + base * (1 - _SHADOW / 255)
-    colours = np.asarray(palette, np.float32)[ids]
-    mixed = base * (1 - _COLOUR) + colours * _COLOUR
-    edge = _edges(ids, thickness=max(1, min(height, width) // 600))
+    mixed = np.where(covered, base * (1 - _COLOUR) + colours * _COLOUR, base)
     mixed[edge] = mixed[edge] * 0.35 + 255 * 0.65
-    counts = np.bincount(ids.ravel(), minlength=len(names))
     present = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
     legend = _legend([(names[i], palette[i]) for i in present], width, max(13, min(height, width) // 36))
     sheet = Image.new("RGB", (max(width, legend.width), height + legend.height), _PAPER)
@@ -47,10 +84,10 @@ def overlay(
     return sheet
 
 
-def _edges(ids: NDArray[np.uint8], thickness: int) -> NDArray[np.bool_]:
-    """Pixels whose lower or right neighbours, up to ``thickness`` away, are of another class."""
+def _edges(ids: NDArray[np.uint8] | NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels whose lower or right neighbours, up to a thickness that grows with the picture, are of another class."""
     edge = np.zeros(ids.shape, np.bool_)
-    for step in range(1, thickness + 1):
+    for step in range(1, max(1, min(ids.shape) // 600) + 1):
         edge[:-step] |= ids[:-step] != ids[step:]
         edge[:, :-step] |= ids[:, :-step] != ids[:, step:]
     return edge

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from densectx.errors import ConfigError, unknown
 from densectx.model import DenseModel
+from densectx.tasks.base import Options
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 _PROBE = 16  # pixels of the side of the image that is predicted before any work, to find what cannot work
@@ -53,10 +54,19 @@ class Predictor:
         self.device, self.precision = device, precision
         self.shapes = {key: tuple(answer.shape) for key, answer in self(torch.zeros(1, _PROBE, _PROBE)).items()}
 
-    def __call__(self, image: Tensor) -> dict[str, Tensor]:
-        """(1 | 3, H, W) float32 on the CPU -> {task: what ``DenseModel.predict`` returns}."""
+    def resolve(self, image: Tensor) -> dict[str, float | Tensor | None]:
+        """The run-time options for an image; those that were estimated from it are tensors (1,)."""
+        return self.model.resolve(image, self.tasks, self.options)
+
+    def __call__(self, image: Tensor, options: Options | None = None) -> dict[str, Tensor]:
+        """(C, H, W) float32 on the CPU -> {task: what ``DenseModel.predict`` returns}.
+
+        Args:
+            image: the image.
+            options: of this image, as :meth:`resolve` found them; None finds them again.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.model.predict(image, self.tasks, self.options)
+            return self.model.predict(image, self.tasks, self.options if options is None else options)
 
 
 def device_of(name: str) -> torch.device:

@@ -15,7 +15,8 @@ FORMAT = 1
 
 Entry = dict[str, Any]
 """``{path, size, mtime_ns, sha256, outputs, status, error}``; outputs are paths below the folder. Status: ``done``,
-``skipped`` (done by an earlier run), ``failed``, ``started`` (interrupted while its outputs were written)."""
+``skipped`` (done by an earlier run), ``failed``, ``started`` (interrupted while its outputs were written). Beside them
+``estimated``, ``{"denoising.sigma": 24.8}``, where run-time options were found in the image itself."""
 
 
 @final

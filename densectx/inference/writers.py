@@ -1,10 +1,10 @@
-"""Answers as files: pictures of classes, restored images at the input's depth, raw numbers."""
+"""Answers as files: pictures of classes, restored images at the input's depth, numbers."""
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from densectx.errors import DataError, NumericError
-from densectx.inference.overlay import overlay
+from densectx.errors import ConfigError, DataError, NumericError
+from densectx.inference.overlay import overlay, overlay_labels
+from densectx.inference.rasters import png16, tif32
 from densectx.nn.colour import grey
 from densectx.tasks.base import Task
 from densectx.tasks.segmentation import default_palette
@@ -27,7 +28,7 @@ class Answer(NamedTuple):
     """What a file is made of.
 
     Attributes:
-        image: (1 | 3, H, W) float32 sRGB 0..1, the input.
+        image: (C, H, W) float32 sRGB 0..1, the input; C = 1 for a gray one.
         deep: whether the input's file has 16 bits a channel.
         value: (K, H * scale, W * scale) float32, what ``DenseModel.predict`` returned.
     """
@@ -40,22 +41,41 @@ class Answer(NamedTuple):
 Encoder: TypeAlias = Callable[[Answer], bytes]
 
 
-def encoders(task: Task, info: SourceInfo, shape: Sequence[int], *, raw: bool) -> dict[str, Encoder]:
+def encoders(
+    task: Task, info: SourceInfo, shape: Sequence[int], *, raw: bool, real: bool = False
+) -> dict[str, Encoder]:
     """The files that are written for each answer of a task: {what follows the stem: content}.
+
+    Classes are a palette PNG and an overlay, labels a PNG each and an overlay, pictures PNG (what is restored from a
+    file of floats: TIFF of floats), other numbers TIFF of floats.
 
     Args:
         task: the task.
         info: its source: class names and palette.
         shape: of an answer to a gray image.
         raw: whether the numbers are written too.
+        real: whether the input's file holds floating-point numbers.
+
+    Raises:
+        ConfigError: names of classes that give the same file name.
     """
     found: dict[str, Encoder] = {}
-    if task.output == "classes" and len(info.classes) <= 256:  # a palette has no more
-        palette = info.palette or default_palette(len(info.classes))
+    count = len(info.classes)
+    first = int(task.output == "labels")  # colour 0 is black, for a background that labels do not have
+    palette = info.palette or default_palette(first + count)[first:]
+    if task.output == "classes" and count <= 256:  # a palette has no more
         found[".png"] = partial(classes_png, palette=palette)
         found[".overlay.png"] = partial(overlay_png, names=info.classes, palette=palette)
-    elif task.output != "classes" and len(shape) == 3 and shape[0] in (1, 3):
-        found[".png"] = partial(image_png, keep_gray=task.output == "restored")
+    elif task.output == "labels":
+        for number, suffix in enumerate(label_suffixes(info.classes)):
+            found[suffix] = partial(label_png, label=number, classes=count)
+        found[".overlay.png"] = partial(labels_overlay_png, names=info.classes, palette=palette)
+    elif task.output == "restored" and shape[0] in (1, 3):
+        found[".tif" if real else ".png"] = restored_tif if real else partial(image_png, keep_gray=True)
+    elif task.output == "image" and shape[0] in (1, 3):
+        found[".png"] = partial(image_png, keep_gray=False)
+    elif task.output != "classes":
+        found[".tif"] = values_tif
     if raw:
         found[".npy"] = raw_npy
     return found
@@ -76,8 +96,57 @@ def classes_png(answer: Answer, palette: Sequence[tuple[int, int, int]]) -> byte
 
 def overlay_png(answer: Answer, names: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> bytes:
     """The input under the colours of its classes, with a legend; raises as :func:`classes_png`."""
-    photograph = _levels(answer.image.expand(3, -1, -1), 255).astype(np.uint8)
-    return _png(overlay(photograph, _ids(answer.value, len(palette)), names, palette))
+    return _png(overlay(_photograph(answer), _ids(answer.value, len(palette)), names, palette))
+
+
+def label_suffixes(names: Sequence[str]) -> list[str]:
+    """What follows the stem in the file of each class: ``.NAME.png``, with what is no letter or digit as ``_``.
+
+    Raises:
+        ConfigError: two names, or a name and ``overlay``, would give the same file (also where case is ignored).
+    """
+    found, seen = [], {"overlay": "the overlay"}
+    for name in names:
+        safe = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", name))
+        if safe.casefold() in seen:
+            raise ConfigError(
+                f"class {name!r} and {seen[safe.casefold()]} would be written to the same file .{safe}.png; rename one"
+                " class."
+            )
+        seen[safe.casefold()] = f"class {name!r}"
+        found.append(f".{safe}.png")
+    return found
+
+
+def label_png(answer: Answer, label: int, classes: int) -> bytes:
+    """White where a class is at least as probable as not, else black; 8-bit gray. Raises as :func:`classes_png`."""
+    return _png(Image.fromarray(_holds(answer.value, classes)[label].astype(np.uint8) * 255))
+
+
+def labels_overlay_png(answer: Answer, names: Sequence[str], palette: Sequence[tuple[int, int, int]]) -> bytes:
+    """The input under the colours of the classes that hold, with a legend; raises as :func:`classes_png`."""
+    return _png(overlay_labels(_photograph(answer), _holds(answer.value, len(palette)), names, palette))
+
+
+def values_tif(answer: Answer) -> bytes:
+    """Numbers as they are: float32 TIFF, (H, W) for one channel, else (K, H, W) in planes, uncompressed.
+
+    Raises:
+        NumericError: the answer is not finite.
+    """
+    _check_finite(answer.value)
+    return tif32(answer.value.contiguous().numpy(), "minisblack")
+
+
+def restored_tif(answer: Answer) -> bytes:
+    """A picture as it is, neither clamped nor rounded: float32 TIFF, sRGB with 0..1 black to white; gray for gray.
+
+    Raises:
+        NumericError: the answer is not finite.
+    """
+    _check_finite(answer.value)
+    value = grey(answer.value[None])[0] if answer.image.shape[0] == 1 else answer.value
+    return tif32(value.contiguous().numpy(), "minisblack" if len(value) == 1 else "rgb")
 
 
 def image_png(answer: Answer, *, keep_gray: bool) -> bytes:
@@ -105,24 +174,10 @@ def raw_npy(answer: Answer) -> bytes:
     return file.getvalue()
 
 
-def png16(values: NDArray[np.uint16]) -> bytes:
-    """A PNG file of 16 bits a channel, which Pillow cannot write in colour.
-
-    Args:
-        values: (H, W) or (H, W, 3).
-
-    Source: ISO/IEC 15948 (PNG), filter type 2 (up).
-    """
-    height, width = values.shape[:2]
-    rows = np.ascontiguousarray(values, ">u2").view(np.uint8).reshape(height, -1)
-    filtered = np.full((height, rows.shape[1] + 1), 2, np.uint8)
-    filtered[:1, 1:] = rows[:1]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+def _photograph(answer: Answer) -> NDArray[np.uint8]:
+    """What classes are laid over, (H, W, 3): of other than 3 channels the first three, or the first one as gray."""
+    image = answer.image[:3] if len(answer.image) >= 3 else answer.image[:1].expand(3, -1, -1)
+    return _levels(image, 255).astype(np.uint8)
 
 
 def _levels(value: Tensor, white: int) -> NDArray[np.uint16]:
@@ -132,13 +187,23 @@ def _levels(value: Tensor, white: int) -> NDArray[np.uint16]:
 
 
 def _ids(value: Tensor, classes: int) -> NDArray[np.uint8]:
+    _check_classes(value, classes)
+    ids: NDArray[np.uint8] = value.argmax(0).to(torch.uint8).numpy()
+    return ids
+
+
+def _holds(value: Tensor, classes: int) -> NDArray[np.bool_]:
+    _check_classes(value, classes)
+    holds: NDArray[np.bool_] = (value >= 0.5).numpy()
+    return holds
+
+
+def _check_classes(value: Tensor, classes: int) -> None:
     if value.ndim != 3 or value.shape[0] != classes:
         raise DataError(
             f"an answer of shape {tuple(value.shape)} for {classes} classes; a model of gray images takes gray files."
         )
     _check_finite(value)
-    ids: NDArray[np.uint8] = value.argmax(0).to(torch.uint8).numpy()
-    return ids
 
 
 def _check_finite(value: Tensor) -> None:
