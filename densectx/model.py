@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, cast, final
+from typing import Any, TypeAlias, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from densectx.backbones.base import Backbone
 from densectx.errors import ConfigError, unknown
-from densectx.nn.colour import grey
+from densectx.nn.colour import grey, rgb_to_ycbcr, ycbcr_to_rgb
 from densectx.nn.context import Context
-from densectx.nn.norm import NORMS, set_norm
+from densectx.nn.norm import NORMS, select, set_norm
 from densectx.nn.precision import full
 from densectx.nn.resize import bicubic, pad_to_multiple
 from densectx.registry import BACKBONES, CONTEXTS, TASKS
-from densectx.tasks.base import Task
+from densectx.tasks.base import Options, Task
+from densectx.tasks.options import flat, grouped, repeated, resolved
 from densectx.types import Feature, SourceInfo
 
 _KEYS = ("backbone", "projection", "context", "tasks", "norm", "ablate")
 _PROJECTION = {"channels": 128, "activation": "relu"}
+Pass: TypeAlias = tuple[int, str | None]
 
 
 @final
@@ -29,7 +31,8 @@ class DenseModel(nn.Module):
     """One trunk for every task: backbone -> 1x1 projection -> context module -> one head a task.
 
     Inputs of any size >= 1 are padded bottom and right to a multiple of the total stride by repeating the border,
-    and outputs are cropped; tasks whose adapted input is the same tensor share one pass through the trunk.
+    and outputs are cropped; tasks whose adapted input is the same tensor (and, with ``norm: per_input``, of the same
+    kind) share one pass through the trunk.
 
     Args:
         backbone: built backbone.
@@ -37,6 +40,8 @@ class DenseModel(nn.Module):
         contexts: one shared module under the key ``"shared"``, or one a task under the task's key.
         tasks: built tasks by key.
         ablate: ``"trunk_zero"`` feeds the heads zeros instead of features.
+        kinds: the kind of input of each task, for a trunk with norm layers per input; empty for one that makes no
+            difference between inputs.
         config: what :meth:`from_config` can build this model from again, in plain JSON types.
     """
 
@@ -48,6 +53,7 @@ class DenseModel(nn.Module):
         tasks: Mapping[str, Task],
         *,
         ablate: str | None = None,
+        kinds: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -55,6 +61,7 @@ class DenseModel(nn.Module):
         self.context = nn.ModuleDict(contexts)
         self.tasks = nn.ModuleDict(tasks)
         self.ablate = ablate
+        self.kinds = dict(kinds or {})
         self.config = dict(config or {})
         self.stride = max(feature.stride for feature in backbone.features)
 
@@ -86,7 +93,6 @@ class DenseModel(nn.Module):
         if ablate not in (None, "trunk_zero"):
             raise ConfigError(unknown("arm", str(ablate), ("trunk_zero",)), "model.ablate")
         backbone: Backbone = BACKBONES.build(config["backbone"], "model.backbone")
-        set_norm(backbone, norm)
         projection, channels = _projection(config.get("projection", _PROJECTION), backbone.features[-1].channels)
         context = config.get("context") or "basic"
         context = {"name": context} if isinstance(context, str) else dict(context)
@@ -105,12 +111,25 @@ class DenseModel(nn.Module):
             used[source] = sources[source].to_config()
             runtime: dict[str, Any] = {"features": features, "in_channels": backbone.in_channels}
             tasks[key] = TASKS.build(spec, where, info=sources[source], **runtime)
-        return cls(
-            backbone, projection, contexts, tasks, ablate=ablate, config={**_plain(dict(config)), "sources": used}
-        )
+        kinds = _kinds(tasks) if norm == "per_input" else {}
+        inputs = list(dict.fromkeys(kinds.values()))
+        exchanged = set_norm(backbone, norm, inputs)
+        if kinds and "shared" in contexts:  # a task's own context sees one kind anyway
+            exchanged += set_norm(contexts["shared"], norm, inputs)
+        if kinds and not exchanged:
+            raise ConfigError("there is no batch norm to copy for each kind of input; take batch.", "model.norm")
+        built = {**_plain(dict(config)), "sources": used}
+        return cls(backbone, projection, contexts, tasks, ablate=ablate, kinds=kinds, config=built)
 
-    def trunk(self, x: Tensor) -> list[Tensor]:
-        """(B, in_channels, H, W), multiples of ``stride`` -> the pyramid and the projected last level."""
+    def trunk(self, x: Tensor, kind: str | None = None) -> list[Tensor]:
+        """(B, in_channels, H, W), multiples of ``stride`` -> the pyramid and the projected last level.
+
+        Args:
+            x: adapted input.
+            kind: with ``norm: per_input`` the kind of x, one of ``kinds``; null for the one that ran last.
+        """
+        if kind is not None:
+            select((self.backbone, self.context), kind)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.ablate is None):
             pyramid = self.backbone(x)
             features = [*pyramid, self.projection(pyramid[-1])]
@@ -118,19 +137,21 @@ class DenseModel(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Task inputs by key, {task: (B, channels, H, W)} -> {task: (B, K, H * scale, W * scale)}."""
-        passes: dict[int, tuple[Tensor, list[Tensor]]] = {}  # by identity; holds the key's tensor alive
-        contexts: dict[tuple[int, str], Tensor] = {}
+        passes: dict[Pass, tuple[Tensor, list[Tensor]]] = {}  # by identity and kind; holds the key's tensor alive
+        contexts: dict[tuple[Pass, str], Tensor] = {}
         outputs = {}
         for key, x in inputs.items():
             task = self.task(key)
             adapted = task.adapt(x)
-            if id(adapted) not in passes:
-                passes[id(adapted)] = (adapted, self.trunk(pad_to_multiple(adapted, self.stride)))
-            *pyramid, projected = passes[id(adapted)][1]
+            kind = self.kinds.get(key)
+            this = (id(adapted), kind)
+            if this not in passes:
+                passes[this] = (adapted, self.trunk(pad_to_multiple(adapted, self.stride), kind))
+            *pyramid, projected = passes[this][1]
             which = "shared" if "shared" in self.context else key
-            if (id(adapted), which) not in contexts:
-                contexts[id(adapted), which] = self.context[which](projected)
-            features = [*pyramid, contexts[id(adapted), which]]
+            if (this, which) not in contexts:  # only right behind the pass of its kind
+                contexts[this, which] = self.context[which](projected)
+            features = [*pyramid, contexts[this, which]]
             output = task.head(features, pad_to_multiple(x, self.stride))
             height, width = (size * task.scale // task.input_scale for size in x.shape[-2:])
             outputs[key] = output[..., :height, :width]
@@ -141,27 +162,25 @@ class DenseModel(nn.Module):
         self,
         image: Tensor,
         tasks: Iterable[str] | None = None,
-        options: Mapping[str, float | None] | None = None,
+        options: Options | None = None,
     ) -> dict[str, Tensor]:
         """Answer for an image as it is given: nothing is added to it and it is not reduced.
 
         Args:
             image: (C, H, W) or (B, C, H, W), C = 1 or the model's channels, sRGB float 0..1 or uint8, any device.
             tasks: keys of the tasks to answer, null for all.
-            options: run-time options, ``{"denoising.sigma": 25.0}``.
+            options: run-time options, ``{"denoising.sigma": 25.0}``; a (B,) tensor gives each image its own. What
+                is left out, None or negative is found as :meth:`resolve` finds it.
 
         Returns:
             {task: (K, H * scale, W * scale)} float32 on the image's device, batched as the image: class
             probabilities, restored sRGB (unclamped), colorized sRGB.
 
         Raises:
-            ConfigError: unknown task or option, a shape or type that no image has.
+            ConfigError: unknown task or option, a shape or type that no image has, an option that must be given.
         """
-        keys = list(self.tasks) if tasks is None else list(tasks)
-        for key in keys:
-            if key not in self.tasks:
-                raise ConfigError(unknown("task", key, self.tasks))
-        wanted = self._options(options or {})
+        keys = self._keys(tasks)
+        wanted = grouped(self.resolve(image, keys, options))
         batch, device = as_batch(image), next(self.parameters()).device
         training = self.training
         self.eval()
@@ -171,23 +190,50 @@ class DenseModel(nn.Module):
             self.train(training)
         return {key: (y if image.ndim == 4 else y[0]).float().to(image.device) for key, y in found.items()}
 
-    def _options(self, given: Mapping[str, float | None]) -> dict[str, dict[str, float | None]]:
-        known = {f"{key}.{name}": value for key in self.tasks for name, value in self.task(key).options.items()}
-        for name in given:
+    @torch.no_grad()
+    def resolve(
+        self, image: Tensor, tasks: Iterable[str] | None = None, options: Options | None = None
+    ) -> dict[str, float | Tensor | None]:
+        """The run-time options that :meth:`predict` takes for an image, with what it would estimate.
+
+        Given back to :meth:`predict` they change nothing. A colour image that a gray model takes channel by channel
+        has one estimate for all of its channels.
+
+        Args:
+            image: as in :meth:`predict`.
+            tasks: keys of the tasks, null for all.
+            options: as in :meth:`predict`.
+
+        Returns:
+            ``{"denoising.sigma": ...}`` of the tasks: what was given or is the default, as it is; or, where an
+            estimator answers for it, a (B,) float32 tensor (B = 1 for a single image) on the model's device.
+
+        Raises:
+            ConfigError: unknown task or option, a tensor that does not have one number an image.
+        """
+        keys = self._keys(tasks)
+        known = [f"{key}.{option}" for key in self.tasks for option in self.task(key).options]
+        for name in options or ():
             if name not in known:
                 raise ConfigError(unknown("option", name, known))
-        wanted: dict[str, dict[str, float | None]] = {key: {} for key in self.tasks}
-        for name, value in (known | dict(given)).items():
-            key, _, option = name.rpartition(".")
-            wanted[key][option] = value
-        return wanted
+        batch, given = as_batch(image).to(next(self.parameters()).device), grouped(options or {})
+        return flat({k: resolved(self.task(k), given.get(k, {}), self._seen(k, batch), k) for k in keys})
 
-    def _answers(
-        self, keys: Iterable[str], image: Tensor, options: Mapping[str, Mapping[str, float | None]]
-    ) -> dict[str, Tensor]:
+    def _keys(self, tasks: Iterable[str] | None) -> list[str]:
+        keys = list(self.tasks) if tasks is None else list(tasks)
+        for key in keys:
+            if key not in self.tasks:
+                raise ConfigError(unknown("task", key, self.tasks))
+        return keys
+
+    def _answers(self, keys: Iterable[str], image: Tensor, options: Mapping[str, Options]) -> dict[str, Tensor]:
         def run(some: Iterable[str], batch: Tensor) -> dict[str, Tensor]:
-            inputs = {key: self.task(key).inputs(batch, options[key]) for key in some}
-            return {k: self.task(k).postprocess(full(y), inputs[k]) for k, y in self(inputs).items()}
+            times = len(batch) // len(image)  # a gray model takes the channels of an image as so many images
+            with torch.autocast(batch.device.type, enabled=False):
+                inputs = {key: self.task(key).inputs(batch, repeated(options.get(key, {}), times)) for key in some}
+            outputs = self(inputs)
+            with torch.autocast(batch.device.type, enabled=False):
+                return {k: self.task(k).postprocess(full(y), inputs[k]) for k, y in outputs.items()}
 
         def only(key: str, batch: Tensor) -> Tensor:
             return run([key], batch)[key]
@@ -207,14 +253,28 @@ class DenseModel(nn.Module):
 
     def _gray_on_colour(self, key: str, run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         task = self.task(key)
-        if task.on_colour == "gray":
-            return run(grey(image))
-        return _luma_only(run, image, task.scale) if task.on_colour == "luma" else _per_channel(run, image)
+        if task.on_colour == "per_channel":
+            return _per_channel(run, image)
+        return run(self._seen(key, image)) if task.on_colour == "gray" else _luma_only(run, image, task.scale)
+
+    def _seen(self, key: str, image: Tensor) -> Tensor:
+        """The part of an image that a task looks at: all of it, or what a gray model sees of colours."""
+        if image.shape[1] != 3 or self.channels(key) != 1 or self.task(key).on_colour == "per_channel":
+            return image
+        return grey(image)  # the luma of `_luma_only` is the same
 
     def channels(self, key: str) -> int:
         """Channels of the images that a task takes."""
         info = self.config.get("sources", {}).get(self.task(key).source, {})
         return int(info.get("channels", 3))
+
+
+def _kinds(tasks: Mapping[str, Task]) -> dict[str, str]:
+    """{task: kind of its input}: the source where the image is taken unchanged, else the task itself.
+
+    No task is called like a source's kind: task keys are identifiers.
+    """
+    return {key: f"image:{task.source}".replace(".", "_") if task.unchanged else key for key, task in tasks.items()}
 
 
 def as_batch(image: Tensor) -> Tensor:
@@ -257,11 +317,8 @@ def _per_channel(run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 
 def _luma_only(run: Callable[[Tensor], Tensor], image: Tensor, scale: int) -> Tensor:
-    from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
-
     ycc = rgb_to_ycbcr(image)
-    rgb: Tensor = ycbcr_to_rgb(torch.cat([run(ycc[:, :1]), bicubic(ycc[:, 1:], up=scale)], 1))
-    return rgb
+    return ycbcr_to_rgb(torch.cat([run(ycc[:, :1]), bicubic(ycc[:, 1:], up=scale)], 1))
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import isfinite
 from typing import Any, final
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from densectx.balancing import make_balancing
 from densectx.errors import ConfigError, NumericError, suggest, unknown
 from densectx.model import DenseModel
+from densectx.nn.norm import PerInput
 from densectx.nn.precision import full
 from densectx.rng import generator, seed_of
 from densectx.tasks.base import Target
@@ -75,9 +76,10 @@ class DenseModule(pl.LightningModule):
         for module in self.frozen:
             module.requires_grad_(False)
         if compile:
+            limit = 8 * len(set(model.kinds.values())) or None  # torch's own 8, for each kind of input
             # part by part: what lies between them shares passes by object identity, which a graph cannot hold
             for part in (model.backbone, *model.context.values(), *(model.task(key).head for key in model.tasks)):
-                part.compile()
+                part.compile(recompile_limit=limit)
         self._terms = [(key, term) for key in model.tasks for term in model.task(key).coefficients]
         self._idle: set[str] = set(model.tasks)  # tasks without labels on any rank since the last optimizer step
 
@@ -120,9 +122,10 @@ class DenseModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Parts of tasks that no rank had labels for do not move: no momentum, no weight decay."""
-        for key in self._idle:
-            for parameter in self._own(key):
-                parameter.grad = None
+        for users, parameters in self._parts():
+            if users <= self._idle:
+                for parameter in parameters:
+                    parameter.grad = None
         self._idle = set(self.model.tasks)
 
     def configure_optimizers(self) -> Any:
@@ -227,15 +230,22 @@ class DenseModule(pl.LightningModule):
         all_reduce(totals, op=ReduceOp.SUM)
         return get_world_size()
 
-    def _own(self, key: str) -> list[nn.Parameter]:
-        """Trained parameters that only this task uses."""
-        modules = [self.model.tasks[key], *([self.model.context[key]] if key in self.model.context else [])]
-        own = [p for module in modules for p in module.parameters() if p.requires_grad]
-        return own + [p for name, p in self.balancing.named_parameters() if name.rpartition(".")[2] == key]
+    def _parts(self) -> Iterator[tuple[set[str], list[nn.Parameter]]]:
+        """Trained parameters that not every task uses, with the tasks that use them."""
+        model = self.model
+        for key in model.tasks:
+            modules = [model.tasks[key], *([model.context[key]] if key in model.context else [])]
+            own = [p for module in modules for p in module.parameters() if p.requires_grad]
+            yield {key}, own + [p for name, p in self.balancing.named_parameters() if name.rpartition(".")[2] == key]
+        if model.kinds:
+            norms = [m.norms for m in model.modules() if isinstance(m, PerInput)]
+            for kind in dict.fromkeys(model.kinds.values()):
+                users = {key for key, other in model.kinds.items() if other == kind}
+                yield users, [p for norm in norms for p in norm[kind].parameters() if p.requires_grad]
 
     def _touch(self, run: set[str]) -> Tensor:
         """Zero with a graph to the parameters that this rank did not use, so that plain DDP reduces them."""
-        unused = [p for key in set(self.model.tasks) - run for p in self._own(key)]
+        unused = [p for users, parameters in self._parts() if not users & run for p in parameters]
         if not run:
             unused += [p for p in self.model.parameters() if p.requires_grad]
         elif self.model.ablate:

@@ -3,10 +3,11 @@
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 from torch import nn
 
+from densectx.backbones.base import add_maps
 from densectx.errors import CheckpointError, ConfigError
-from densectx.nn.norm import set_norm
 from densectx.registry import BACKBONES
 
 
@@ -97,17 +98,94 @@ def test_timm_weights_by_local_path(tmp_path):
         BACKBONES.build({"name": "timm", "model": "resnet10t", "weights": str(tmp_path / "none.pth")})
 
 
-@pytest.mark.parametrize("kind", ["group", "none", "frozen"])
-@pytest.mark.parametrize("model", ["resnet10t", "efficientnet_lite0"])
-def test_norms_are_exchanged_with_their_activation(kind, model):
-    net = BACKBONES.build({"name": "timm", "model": model})
-    acts = sum(isinstance(m, nn.ReLU | nn.ReLU6) for m in net.modules())
-    frozen_reference = [
-        m.detach() for m in net.eval()(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-    ]
-    set_norm(net, kind)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-    assert sum(isinstance(m, nn.ReLU | nn.ReLU6) for m in net.modules()) == acts
-    if kind == "frozen":  # also in training mode the statistics are the ones it had
-        again = net.train()(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-        assert torch.allclose(again[-1], frozen_reference[-1], atol=1e-4 * float(frozen_reference[-1].abs().max()))
+def stems(name, tmp_path):
+    """``build(**options)`` of a network with the same RGB weights each time, and its first convolution."""
+    if name == "timm":
+        reference, spec = timm.create_model("resnet10t"), {"name": "timm", "model": "resnet10t", "levels": 2}
+        torch.save(reference.state_dict(), tmp_path / "w.pth")
+    else:
+        reference, spec = timm.create_model("vgg16", num_classes=0), {"name": name}
+        torch.save({f"features.{k}": v for k, v in reference.features.state_dict().items()}, tmp_path / "w.pth")
+
+    def build(**options):
+        net = BACKBONES.build({**spec, "weights": str(tmp_path / "w.pth"), **options}).double().eval()
+        return net, next(m for m in net.modules() if isinstance(m, nn.Conv2d)).weight.detach()
+
+    return build
+
+
+@pytest.mark.parametrize("name", ["timm", "dilated_vgg16"])
+@torch.no_grad()
+def test_pretrained_stems_for_other_channels(name, tmp_path):
+    build = stems(name, tmp_path)
+    rgb, weight = build()
+    red, green, blue = weight.split(1, 1)
+    gray = torch.rand(1, 1, 32, 24, dtype=torch.float64)
+    expected = rgb(gray.expand(-1, 3, -1, -1))
+    many, wide = build(in_channels=6)
+    assert torch.allclose(wide, torch.cat([weight, weight], 1) / 2)
+    for a, b in zip(many(gray.expand(-1, 6, -1, -1)), expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max())), "equal channels respond like gray"
+    single, sums = build(in_channels=1)
+    assert torch.allclose(sums, red + green + blue, atol=1e-6)
+    assert single.standardize.mean.flatten().tolist() == pytest.approx([sum((0.485, 0.456, 0.406)) / 3])
+    four, odd = build(in_channels=4)
+    assert torch.allclose(odd, 0.75 * torch.cat([weight, red], 1), atol=1e-6)
+    assert four.standardize.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225, 0.229])
+
+
+@pytest.mark.parametrize("name", ["timm", "dilated_vgg16"])
+def test_maps_start_without_effect_and_are_trained(name, tmp_path):
+    build = stems(name, tmp_path)
+    rgb, _ = build()
+    net, weight = build(in_channels=4, maps=1)
+    assert not weight[:, 3].any()
+    image, level = torch.rand(1, 3, 32, 24, dtype=torch.float64), torch.full((1, 1, 32, 24), 0.1, dtype=torch.float64)
+    answer = net(torch.cat([image, level], 1))
+    for a, b in zip(answer, rgb(image), strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+    answer[-1].square().sum().backward()
+    stem = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    assert stem.weight.grad[:, 3].abs().sum() > 0
+    with pytest.raises(ConfigError, match="in_channels 1 and maps 1"):
+        build(in_channels=1, maps=1)
+
+
+def test_a_stem_that_does_not_read_the_image_itself_takes_no_maps():
+    with pytest.raises(ConfigError, match=r"net: its first convolution.*leave out maps"):
+        add_maps("net", nn.Conv2d(12, 8, 3), 3, 1)
+
+
+def test_drop_path_leaves_out_branches_in_training_only():
+    net = BACKBONES.build({"name": "dilated_resnet18", "drop_path": 0.5})
+    plain = BACKBONES.build({"name": "dilated_resnet18"})
+    plain.load_state_dict(net.state_dict())
+    rates = [m.drop_prob for m in net.modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0.5 * i / 7 for i in range(1, 8)])
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(x)[-1], plain.eval()(x)[-1])
+        net.train()
+        for module in net.modules():  # so that only the dropped branches differ
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+                nn.init.ones_(module.weight)
+        answers = []
+        for seed in (0, 0, 1, 2):
+            torch.manual_seed(seed)
+            answers.append(net(x)[-1])
+    assert torch.equal(answers[0], answers[1]), "the same random state drops the same branches"
+    assert not torch.equal(answers[0], answers[2]) or not torch.equal(answers[0], answers[3])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop_path": 1.0}, r"drop_path 1.0 is not in \[0, 1\)"),
+        ({"drop_path": 0.1, "levels": 1}, "no residual branches"),
+        ({"in_channels": 0}, "in_channels 0"),
+    ],
+)
+def test_options_that_cannot_work(options, message):
+    with pytest.raises(ConfigError, match=message):
+        BACKBONES.build({"name": "timm", "model": "resnet10t", **options})

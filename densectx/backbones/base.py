@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from densectx.errors import CheckpointError
+from densectx.errors import CheckpointError, ConfigError
 from densectx.types import Feature
 
 
@@ -49,6 +49,58 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(state, Mapping):
         raise CheckpointError(f"weights {str(path)!r} hold a {type(state).__name__}, expected a mapping of tensors.")
     return state
+
+
+def stem_statistics(rgb: Sequence[float], channels: int, other: Sequence[float] = ()) -> tuple[float, ...]:
+    """Mean or deviation of each input channel for a stem that was trained on RGB.
+
+    They follow the rule by which timm adapts the stem's weights (``timm.models.adapt_input_conv``): one channel has the
+    sum of the three weights and so the average colour, N channels have weights R, G, B, R ... scaled by 3 / N. With
+    equal values in all channels a stem of 1 or of a multiple of 3 channels responds like the RGB stem to gray (for 1 as
+    far as the three deviations agree).
+
+    Args:
+        rgb: three values.
+        channels: N.
+        other: values of channels behind them that are no image.
+    """
+    own = (sum(rgb) / len(rgb),) if channels == 1 else tuple(rgb[i % len(rgb)] for i in range(channels))
+    return (*own, *other)
+
+
+def check_channels(name: str, in_channels: int, maps: int) -> int:
+    """How many of the input channels are image: all but the last ``maps``.
+
+    Raises:
+        ConfigError: no image channel is left.
+    """
+    if not 0 <= maps < in_channels:
+        raise ConfigError(f"{name}: in_channels {in_channels} and maps {maps}: expected at least one channel of image.")
+    return in_channels - maps
+
+
+@torch.no_grad()
+def add_maps(name: str, stem: nn.Conv2d, channels: int, maps: int) -> None:
+    """Give a stem more input channels whose weights are zero, in place: at first it answers as without them.
+
+    For noise-level maps behind pretrained weights; zero is no dead end, the weights' gradient is not zero.
+
+    Args:
+        name: of the network, for the message.
+        stem: first convolution of the network, of ``channels`` channels.
+        channels: those it should have now.
+        maps: how many to add.
+
+    Raises:
+        ConfigError: the stem does not read the image itself (it is folded or grouped first).
+    """
+    if not maps:
+        return
+    if stem.in_channels != channels or stem.groups != 1:
+        raise ConfigError(f"{name}: its first convolution does not read the image as it is; leave out maps.")
+    zeros = stem.weight.new_zeros(stem.out_channels, maps, *stem.kernel_size)
+    stem.weight = nn.Parameter(torch.cat([stem.weight, zeros], 1))
+    stem.in_channels += maps
 
 
 class Standardize(nn.Module):

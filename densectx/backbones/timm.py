@@ -8,9 +8,10 @@ from typing import Any, Literal, final
 
 import timm
 import torch
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from densectx.backbones.base import Backbone, Standardize
+from densectx.backbones.base import Backbone, Standardize, add_maps, check_channels, stem_statistics
 from densectx.errors import CheckpointError, ConfigError, suggest
 from densectx.types import Feature
 
@@ -27,11 +28,17 @@ class Timm(Backbone):
         output_stride: 8, 16 or 32: stride of the last level.
         pretrained: take timm's weights (downloaded or from its cache, now, never on import).
         weights: local file with weights in timm's format instead (safetensors or torch).
-        in_channels: other than 3, the stem's pretrained weights are adapted by timm.
+        in_channels: other than 3, the stem's pretrained weights are adapted by timm, see
+            :func:`densectx.backbones.base.stem_statistics`.
+        maps: how many of the last input channels are maps (a noise level) and no image: not standardised, their weights
+            start at zero.
         levels: how many stages of the pyramid to keep, null for all.
+        drop_path: stochastic depth (Huang et al. 2016) in training: probability of leaving out the last residual
+            branch, rising linearly from 0 at the first.
 
     Raises:
-        ConfigError: no such network, or one that cannot be dilated (vgg, densenet, swin, vit ...).
+        ConfigError: no such network, one that cannot be dilated (vgg, densenet, swin, vit ...), or ``drop_path`` for
+            one that has no residual branches to leave out.
         CheckpointError: the weights cannot be loaded.
     """
 
@@ -42,18 +49,26 @@ class Timm(Backbone):
         pretrained: bool = False,
         weights: str | None = None,
         in_channels: int = 3,
+        maps: int = 0,
         levels: int | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if not timm.is_model(model):
             raise ConfigError(f"timm has no network {model!r}{suggest(model, timm.list_models())}")
         if levels is not None and levels < 1:
             raise ConfigError(f"timm network {model!r}: levels {levels} must be positive.")
+        image = check_channels(f"timm network {model!r}", in_channels, maps)
+        if not 0 <= drop_path < 1:
+            raise ConfigError(f"timm network {model!r}: drop_path {drop_path} is not in [0, 1).")
         self.in_channels = in_channels
-        options: dict[str, Any] = {"features_only": True, "output_stride": output_stride, "in_chans": in_channels}
+        options: dict[str, Any] = {"features_only": True, "output_stride": output_stride, "in_chans": image}
         if levels is not None:
             options["out_indices"] = tuple(range(levels))
         self.features = probe(model, options)
+        if drop_path:
+            options["drop_path_rate"] = drop_path
+            require_drop_path(model, options)
         if weights and not Path(weights).is_file():
             raise CheckpointError(f"timm network {model!r}: weights {weights!r}: no such file.")
         if pretrained or weights:
@@ -64,9 +79,11 @@ class Timm(Backbone):
             raise CheckpointError(f"timm network {model!r}: weights {weights or 'of timm'} failed: {error}.") from error
         config = timm.get_pretrained_cfg(model)
         mean, std = (config.mean, config.std) if config is not None else ((0.5,) * 3, (0.25,) * 3)
-        if in_channels != 3:
-            mean, std = (sum(mean) / 3,) * in_channels, (sum(std) / 3,) * in_channels
-        self.standardize = Standardize(tuple(mean), tuple(std))
+        stem = next(m for m in self.net.modules() if isinstance(m, nn.Conv2d))
+        add_maps(f"timm network {model!r}", stem, image, maps)
+        self.standardize = Standardize(
+            stem_statistics(mean, image, (0.0,) * maps), stem_statistics(std, image, (1.0,) * maps)
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> one map a level, see ``features``."""
@@ -80,12 +97,13 @@ def probe(model: str, options: dict[str, Any]) -> tuple[Feature, ...]:
         ConfigError: the network cannot be made with this stride, or does not deliver (B, C, H, W) maps.
     """
     stride = options["output_stride"]
+    height, width = 64, 64 + stride  # a size that windows of attention do not divide
     refusal = f"timm network {model!r} cannot be dilated to stride {stride}"
     hint = "Take a ResNet, RegNet, EfficientNet, MobileNet or ConvNeXt of timm, or dilated_vgg16."
     try:
         with torch.device("meta"):
             net = timm.create_model(model, **options).eval()
-            maps = net(torch.zeros(1, options["in_chans"], 64, 64))
+            maps = net(torch.zeros(1, options["in_chans"], height, width))
     except IndexError as error:
         raise ConfigError(f"timm network {model!r} has fewer than {len(options['out_indices'])} levels.") from error
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -93,11 +111,30 @@ def probe(model: str, options: dict[str, Any]) -> tuple[Feature, ...]:
         raise ConfigError(f"{refusal}: it does not support the option ({reason}). {hint}") from error
     levels: Any = net.feature_info
     channels, reductions = levels.channels(), levels.reduction()
-    expected = [(1, c, 64 // r, 64 // r) for c, r in zip(channels, reductions, strict=True)]
+    expected = [(1, c, height // r, width // r) for c, r in zip(channels, reductions, strict=True)]
     if [tuple(m.shape) for m in maps] != expected or max(reductions) > stride:
         got = ", ".join("x".join(map(str, m.shape[1:])) for m in maps)
-        raise ConfigError(f"{refusal}: for a 3x64x64 image its levels are {got}. {hint}")
+        raise ConfigError(f"{refusal}: for a {height}x{width} image its levels are {got}. {hint}")
     return tuple(Feature(c, r) for c, r in zip(channels, reductions, strict=True))
+
+
+def require_drop_path(model: str, options: dict[str, Any]) -> None:
+    """Refuse ``drop_path`` for a network that would not take it, or take it and do nothing.
+
+    Raises:
+        ConfigError: no residual branch of the network is ever left out.
+    """
+    try:
+        with torch.device("meta"):
+            net = timm.create_model(model, **options)
+        dropped = any(isinstance(m, DropPath) and m.drop_prob for m in net.modules())
+    except TypeError:
+        dropped = False
+    if not dropped:
+        raise ConfigError(
+            f"timm network {model!r} has no residual branches that stochastic depth could leave out, or its levels hold"
+            " none; leave out drop_path."
+        )
 
 
 dilated_resnet18 = partial(Timm, model="resnet18")

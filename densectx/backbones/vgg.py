@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, final
 
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from densectx.backbones.base import Backbone, Standardize, read_weights
+from densectx.backbones.base import Backbone, Standardize, add_maps, check_channels, read_weights, stem_statistics
 from densectx.errors import CheckpointError, ConfigError
 from densectx.types import Feature
 
@@ -26,31 +27,38 @@ class DilatedVGG16(Backbone):
             stride-1 max-pool, which keeps the function of the strided network exactly (on its grid).
             pool5 has no convolution behind it here and is left out.
         weights: local file with VGG-16 weights (torchvision's or timm's keys), or null for random ones.
-        in_channels: 3, or any other number without weights.
+        in_channels: other than 3, the first convolution's weights are adapted by timm's rule, see
+            :func:`densectx.backbones.base.stem_statistics`.
+        maps: how many of the last input channels are maps (a noise level) and no image: not standardised, their weights
+            start at zero.
     """
 
     def __init__(
-        self, pools: Literal["removed", "dilated"] = "removed", weights: str | None = None, in_channels: int = 3
+        self,
+        pools: Literal["removed", "dilated"] = "removed",
+        weights: str | None = None,
+        in_channels: int = 3,
+        maps: int = 0,
     ) -> None:
         super().__init__()
         if pools not in ("removed", "dilated"):
             raise ConfigError(f"dilated_vgg16: pools {pools!r} is not 'removed' or 'dilated'.")
-        self.in_channels = in_channels
+        self.in_channels, image = in_channels, check_channels("dilated_vgg16", in_channels, maps)
         self.features = (Feature(64, 1), Feature(128, 2), Feature(256, 4), Feature(512, 8), Feature(512, 8))
-        rgb = in_channels == 3
         self.standardize = Standardize(
-            (0.485, 0.456, 0.406) if rgb else (0.5,) * in_channels,
-            (0.229, 0.224, 0.225) if rgb else (0.25,) * in_channels,
+            stem_statistics((0.485, 0.456, 0.406), image, (0.0,) * maps),
+            stem_statistics((0.229, 0.224, 0.225), image, (1.0,) * maps),
         )
+        c_in = image
         layers: list[nn.Module] = []
         self._taps: list[int] = []  # index of the last layer of each stage
         for stage, (channels, dilation) in enumerate(zip(_STAGES, _DILATIONS, strict=True)):
             for width in channels:
-                conv = nn.Conv2d(in_channels, width, 3, padding=dilation, dilation=dilation)
+                conv = nn.Conv2d(c_in, width, 3, padding=dilation, dilation=dilation)
                 nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
                 nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # Conv2d's bias is typed Optional; it is there
                 layers += [conv, nn.ReLU(inplace=True)]
-                in_channels = width
+                c_in = width
             self._taps.append(len(layers) - 1)
             if stage < 3:
                 layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
@@ -59,7 +67,10 @@ class DilatedVGG16(Backbone):
                 layers.append(dilated if pools == "dilated" else nn.Identity())
         self.layers = nn.ModuleDict({"features": nn.ModuleList(layers)})
         if weights is not None:
-            self._load(weights)
+            self._load(weights, image)
+        stem = layers[0]
+        assert isinstance(stem, nn.Conv2d)
+        add_maps("dilated_vgg16", stem, image, maps)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W), multiples of 8 -> five maps, see ``features``."""
@@ -74,9 +85,12 @@ class DilatedVGG16(Backbone):
                 pyramid.append(x)
         return pyramid
 
-    def _load(self, path: str) -> None:
+    def _load(self, path: str, channels: int) -> None:
         state = {k: v for k, v in read_weights(path).items() if k.startswith("features.")}
         wanted = self.layers.state_dict()
+        stem = state.get("features.0.weight")
+        if stem is not None and stem.shape[1:] == (3, 3, 3):
+            state["features.0.weight"] = adapt_input_conv(channels, stem)
         wrong = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
         if wrong:
             raise CheckpointError(
