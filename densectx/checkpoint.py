@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from densectx import __version__
 from densectx.errors import CheckpointError, ConfigError, PluginError
 from densectx.model import DenseModel
+from densectx.nn.norm import spread
 from densectx.registry import BACKBONES, CONTEXTS, HEADS, LOSSES, MODELS, TASKS, Registry
 from densectx.types import SourceInfo
 
@@ -120,7 +121,8 @@ def from_header(info: Mapping[str, Any], path: str | Path) -> DenseModel:
             version(distribution)
         except PackageNotFoundError:
             raise PluginError(
-                f"{path}: the model needs {distribution} {needed}, which is not installed: pip install {distribution}"
+                f"{path}: the model needs {distribution} {needed}, which is not installed: pip install {distribution}."
+                " Its weights can be had without it: densectx.checkpoint.to_safetensors."
             ) from None
     config = dict(info["model"])
     sources = {key: SourceInfo.from_config(value) for key, value in config.pop("sources", {}).items()}
@@ -140,6 +142,11 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str) ->
         CheckpointError: missing, unexpected or differently shaped tensors, grouped.
     """
     own = module.state_dict()
+    if any(k not in weights for k in own) and own.keys() <= spread(module, weights).keys():
+        raise CheckpointError(
+            f"{path}: its norm layers are not those of this model, which has a copy for each kind of input"
+            " (model.norm: per_input); start from the file with init_from, which fills the copies."
+        )
     groups = {
         "missing": [k for k in own if k not in weights],
         "unexpected": [k for k in weights if k not in own],
@@ -154,11 +161,14 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str) ->
 def init_from(model: DenseModel, path: str | Path) -> str:
     """Take the weights that match by name and shape, leave the rest; returns what matched, for the log.
 
+    Norm layers per kind of input that the file does not have take those that it has, see
+    :func:`densectx.nn.norm.spread`.
+
     Raises:
         CheckpointError: unreadable file, or nothing matches.
     """
     weights, _ = read(path)
-    own = model.state_dict()
+    weights, own = spread(model, weights), model.state_dict()
     taken = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     if not taken:
         raise CheckpointError(f"init_from {path}: none of its {len(weights)} tensors matches this model.")
@@ -175,6 +185,23 @@ def save_safetensors(model: DenseModel, path: str | Path, config: Mapping[str, A
 
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(weights, path, metadata={"densectx": json.dumps(header(model, config))})
+
+
+def to_safetensors(path: str | Path, out: str | Path) -> None:
+    """Weights and header of a checkpoint as one safetensors file; builds nothing, so no package that it needs is asked.
+
+    Args:
+        path: as for :func:`load`.
+        out: the file to write; :func:`load` reads it where the packages are installed.
+
+    Raises:
+        CheckpointError: as :func:`load`.
+    """
+    from safetensors.torch import save_file
+
+    weights, info = read(path)
+    tensors = {key: value.contiguous() for key, value in weights.items()}
+    save_file(tensors, out, metadata={"densectx": json.dumps(info)})
 
 
 def _prefixes(keys: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": "measure on the validation split",
     "test": "measure on the test split",
     "predict": "run a model on images, folders or a list of files",
+    "lint": "look the data of a config over before hours of training",
     "list": "what is registered: backbones, contexts, heads, tasks, datasets, losses, models",
     "show": "origin, options and documentation of one registered name",
 }
@@ -82,6 +83,8 @@ def _run(arguments: list[str]) -> int:
         return int(importlib.import_module("densectx.training").main(command, rest))
     elif command == "predict":
         return int(importlib.import_module("densectx.inference.command").main(_without_debug(rest)))
+    elif command == "lint":
+        return int(importlib.import_module("densectx.lint").main(_without_debug(rest)))
     elif command == "list":
         _list(_without_debug(rest))
     elif command == "show":
@@ -120,7 +123,11 @@ def _list(arguments: list[str]) -> None:
     parser = _Parser("list", description="What is registered, and whether its metadata is in order.")
     parser.add_argument("kind", nargs="?", metavar="KIND", help="one of " + ", ".join(REGISTRIES))
     parser.add_argument("--json", action="store_true", help='print one object with "format": 1')
-    parser.add_argument("--check", action="store_true", help="import what other packages provide, a process each")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="import what other packages provide, a process each; what is broken is told, the status stays 0",
+    )
     given = parser.parse_args(arguments)
     kinds = list(REGISTRIES) if given.kind is None else [listing.registry_of(given.kind).kind]
     lines = listing.listed(kinds, check=given.check)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Final, final
 
 import densectx
+from densectx.distributions import unmet
 from densectx.errors import ConfigError, unknown
 from densectx.registry import REGISTRIES, Entry, Registry, documentation
 
@@ -63,7 +64,8 @@ def listed(kinds: list[str], check: bool = False) -> list[Listed]:
 
     Args:
         kinds: plural kinds.
-        check: import each entry of another distribution, in a process of its own.
+        check: import each entry of another distribution, in a process of its own; one that is broken is told and
+            harms nothing.
     """
     lines = []
     for kind in kinds:
@@ -71,7 +73,8 @@ def listed(kinds: list[str], check: bool = False) -> list[Listed]:
         count = Counter(entry.name for entry in entries)
         for entry in entries:
             line = _judge(entry, clash=count[entry.name] > 1)
-            if check and entry.entry_point is not None and (reason := _broken(entry)):
+            importable = entry.entry_point is not None and line.status != "requirement not met"
+            if check and importable and (reason := _broken(entry)):
                 line = Listed(entry, "broken", reason)
             lines.append(line)
     return lines
@@ -89,29 +92,9 @@ def _judge(entry: Entry, clash: bool) -> Listed:
         found = False
     if not found:
         return Listed(entry, "missing module", f"there is no module {package!r}")
-    if reason := _unmet(entry):
+    if reason := unmet(entry.entry_point, densectx.__version__):
         return Listed(entry, "requirement not met", reason)
     return Listed(entry, "ok")
-
-
-def _unmet(entry: Entry) -> str:
-    """Why the entry's distribution does not accept this version of densectx, from its ``Requires-Dist``."""
-    from packaging.requirements import InvalidRequirement, Requirement  # takes time that most calls do not need
-    from packaging.utils import canonicalize_name
-
-    dist = entry.entry_point.dist if entry.entry_point else None
-    for text in (dist.requires if dist else None) or []:
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            continue  # not about densectx as far as anyone can tell; pip judges it
-        if canonicalize_name(requirement.name) != "densectx":
-            continue
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        if not requirement.specifier.contains(densectx.__version__, prereleases=True):
-            return f"needs densectx{requirement.specifier}, this is {densectx.__version__}"
-    return ""
 
 
 def _broken(entry: Entry) -> str:

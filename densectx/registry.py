@@ -6,22 +6,25 @@ nothing of theirs is imported before the name is used.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from densectx.builtin import BUILTIN
+from densectx.distributions import external, unmet
 from densectx.errors import ConfigError, PluginError, suggest, unknown
+from densectx.imports import Factory, allow_import, allowed_imports, attribute_of, import_allowed, reason
 from densectx.typecheck import describe, fits
 from densectx.types import Spec
 
+__all__ = ["REGISTRIES", "Entry", "Registry", "allow_import", "allowed_imports", "documentation"]
+
 T = TypeVar("T")
-Factory = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,11 @@ class Registry(Generic[T]):
     Args:
         kind: plural of the kind, e.g. ``"tasks"``.
         builtin: name -> ``"module:attribute"`` of densectx's own.
+        contract: ``"module:attribute"`` of the class that every part is an instance of; ``""`` for none.
     """
 
-    def __init__(self, kind: str, builtin: Mapping[str, str]) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, builtin: Mapping[str, str], contract: str = "") -> None:
+        self.kind, self.contract = kind, contract
         self.singular = kind.removesuffix("es") if kind == "losses" else kind.removesuffix("s")
         self._builtin = dict(builtin)
         self._local: dict[str, Factory] = {}
@@ -81,11 +85,10 @@ class Registry(Generic[T]):
 
     def entries(self) -> list[Entry]:
         """All registered names, sorted; a name that several distributions provide appears once for each."""
-        own = sys.modules["densectx"].__version__  # not the metadata: a source tree may have none, or an old one
-        found = [Entry(self.kind, name, "densectx", own, target) for name, target in self._builtin.items()]
+        found = [Entry(self.kind, name, "densectx", _version(), target) for name, target in self._builtin.items()]
         for name, factory in self._local.items():
             found.append(Entry(self.kind, name, factory.__module__, "", f"{factory.__module__}:{_name(factory)}"))
-        for point in entry_points(group=f"densectx.{self.kind}"):
+        for point in external(self.kind):
             dist = point.dist.name if point.dist else "?"
             found.append(
                 Entry(self.kind, point.name, dist, point.dist.version if point.dist else "", point.value, point)
@@ -119,33 +122,30 @@ class Registry(Generic[T]):
 
         Raises:
             ConfigError: unknown name, or a package that is not allow-listed.
-            PluginError: the package cannot be imported; its distribution, version and reason are named.
+            PluginError: the package cannot be imported, or does not accept this version of densectx; its distribution,
+                version and the reason are named.
         """
         if ":" in name:
-            return _import_allowed(self.singular, name)
+            return import_allowed(self.singular, name)
         entry = self.entry(name)
-        if entry.entry_point is None and entry.distribution != "densectx":
-            return self._local[entry.name]
-        try:
-            if entry.entry_point is not None:
-                factory = entry.entry_point.load()
-            else:
-                module, attribute = entry.target.split(":")
-                factory = getattr(importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as error:
-            if entry.distribution == "densectx":
-                raise
+        if entry.entry_point is None:
+            return attribute_of(entry.target) if entry.distribution == "densectx" else self._local[entry.name]
+        said = f"{self.singular} {name!r} ({entry.target} of {entry.origin})"
+        if refusal := unmet(entry.entry_point, _version()):
             raise PluginError(
-                f"{self.singular} {name!r} ({entry.target} of {entry.origin}) cannot be loaded:"
-                f" {type(error).__name__}: {error}. Repair or uninstall {entry.distribution}."
+                f"{said} cannot be used: {refusal}. Install a version of {entry.distribution} and one of densectx that"
+                " fit, or uninstall it."
+            )
+        try:
+            factory = entry.entry_point.load()
+        except (Exception, SystemExit) as error:
+            raise PluginError(
+                f"{said} cannot be loaded: {reason(error)}. Repair or uninstall {entry.distribution}."
             ) from error
         if not callable(factory):
-            raise PluginError(f"{self.singular} {name!r} ({entry.target} of {entry.origin}) is not callable.")
+            raise PluginError(f"{said} is not callable.")
         if missing := sorted(getattr(factory, "__abstractmethods__", ())):
-            raise PluginError(
-                f"{self.singular} {name!r} ({entry.target} of {entry.origin}) lacks {', '.join(missing)}:"
-                f" an abstract class cannot be built."
-            )
+            raise PluginError(f"{said} lacks {', '.join(missing)}: an abstract class cannot be built.")
         return factory  # type: ignore[no-any-return]  # EntryPoint.load returns Any
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
@@ -171,6 +171,8 @@ class Registry(Generic[T]):
         """
         if isinstance(spec, str):
             spec = {"name": spec}
+        if isinstance(spec, Mapping) and "name" not in spec and (near := get_close_matches("name", map(str, spec), 1)):
+            raise ConfigError(f"unknown key {near[0]!r}; did you mean 'name'?", where)
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
             raise ConfigError(
                 f"expected a {self.singular} as a name or a mapping with 'name', got {spec!r}."
@@ -207,7 +209,8 @@ class Registry(Generic[T]):
         """Build the part that a spec names; only the runtime arguments that it takes are passed.
 
         Raises:
-            ConfigError, PluginError: as :meth:`check` and :meth:`get`, and what the part refuses.
+            ConfigError, PluginError: as :meth:`check` and :meth:`get`, and what the part refuses; what is built is no
+                part of this kind.
         """
         name, given = self.check(spec, runtime, where, also)
         wanted = self.options(name)
@@ -215,6 +218,12 @@ class Registry(Generic[T]):
             built: T = self.get(name)(**given, **{key: value for key, value in runtime.items() if key in wanted})
         except ConfigError as error:
             raise error.within(where) from error
+        if self.contract and not isinstance(built, attribute_of(self.contract)):
+            base = self.contract.replace(":", ".")
+            raise PluginError(
+                f"{self.singular} {name!r} gives a {type(built).__name__}, which is no {base};"
+                " derive it from that class."
+            )
         return built
 
 
@@ -229,34 +238,9 @@ def _hints(factory: Factory) -> dict[str, Any]:
         return {}
 
 
-_allowed: set[str] = set()
-
-
-def allow_import(package: str) -> None:
-    """Let configs name ``"package.module:Attr"`` of this package (the command line's ``--allow-import``)."""
-    _allowed.add(package)
-
-
-def allowed_imports() -> list[str]:
-    """The packages that :func:`allow_import` was called for."""
-    return sorted(_allowed)
-
-
-def _import_allowed(kind: str, target: str) -> Factory:
-    module, _, attribute = target.partition(":")
-    package = module.partition(".")[0]
-    if package not in _allowed:
-        raise ConfigError(
-            f"{kind} {target!r}: importing {package!r} from a config is not allowed;"
-            f" register it as an entry point, or pass --allow-import {package} if you trust it."
-        )
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{kind} {target!r} cannot be imported: {type(error).__name__}: {error}.") from error
-    if not callable(factory):
-        raise ConfigError(f"{kind} {target!r} is not callable.")
-    return factory  # type: ignore[no-any-return]  # getattr returns Any
+def _version() -> str:
+    """Of densectx; not the metadata's: a source tree may have none, or an old one."""
+    return str(sys.modules["densectx"].__version__)
 
 
 def _name(factory: Factory) -> str:
@@ -268,12 +252,12 @@ def documentation(factory: Factory) -> str:
     return inspect.getdoc(factory.func if isinstance(factory, partial) else factory) or ""
 
 
-BACKBONES: Registry[Any] = Registry("backbones", BUILTIN["backbones"])
-CONTEXTS: Registry[Any] = Registry("contexts", BUILTIN["contexts"])
-HEADS: Registry[Any] = Registry("heads", BUILTIN["heads"])
-TASKS: Registry[Any] = Registry("tasks", BUILTIN["tasks"])
-DATASETS: Registry[Any] = Registry("datasets", BUILTIN["datasets"])
-LOSSES: Registry[Any] = Registry("losses", BUILTIN["losses"])
+BACKBONES: Registry[Any] = Registry("backbones", BUILTIN["backbones"], "densectx.backbones.base:Backbone")
+CONTEXTS: Registry[Any] = Registry("contexts", BUILTIN["contexts"], "densectx.nn.context:Context")
+HEADS: Registry[Any] = Registry("heads", BUILTIN["heads"], "densectx.heads.base:Head")
+TASKS: Registry[Any] = Registry("tasks", BUILTIN["tasks"], "densectx.tasks.base:Task")
+DATASETS: Registry[Any] = Registry("datasets", BUILTIN["datasets"], "densectx.data.base:Dataset")
+LOSSES: Registry[Any] = Registry("losses", BUILTIN["losses"], "densectx.losses.base:Loss")
 MODELS: Registry[Any] = Registry("models", BUILTIN["models"])
 
 REGISTRIES: dict[str, Registry[Any]] = {

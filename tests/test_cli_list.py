@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import densectx
 from densectx.cli import COMMANDS, main
 from densectx.registry import REGISTRIES
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -155,6 +159,63 @@ def test_statuses_come_from_metadata(run, distribute):
     assert "requirement not met: needs densectx>=99, this is" in run("list", "tasks")[1]
 
 
+@pytest.mark.fault("P05")
+@pytest.mark.parametrize("requirement", ["densectx>=99", "densectx<0", "densectx => 1"])
+def test_what_is_made_for_another_version_is_listed_and_refused(run, distribute, requirement):
+    distribute("plug-new", {"tasks": {"new": "Task"}}, "raise ValueError", requires=[requirement])
+    status, out, _ = run("list", "tasks", "--json")
+    assert status == 0
+    assert statuses(out)["new"]["status"] == "requirement not met"
+    assert statuses(run("list", "tasks", "--check", "--json")[1])["new"]["status"] == "requirement not met"
+    status, out, err = run("show", "tasks", "new")
+    assert (status, out) == (5, "")
+    assert "plug-new 1.0" in err
+    assert requirement in err
+    assert run("show", "tasks", "denoising")[0] == 0
+
+
+@pytest.mark.fault("P10")
+def test_a_slow_import_is_only_waited_for_when_used(run, distribute):
+    folder = distribute("plug-slow", {"tasks": {"slow": "Task"}}, "import time\ntime.sleep(5)\nclass Task: ...")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    for arguments in (["--help"], ["list"], ["list", "tasks", "--json"], ["show", "contexts", "--help"]):
+        seconds = []
+        for _ in range(3):  # the machine may be busy for a moment
+            start = time.monotonic()
+            command = [sys.executable, "-m", "densectx", *arguments]
+            subprocess.run(command, check=True, capture_output=True, env=environment)
+            seconds.append(time.monotonic() - start)
+            if seconds[-1] < 1:
+                break
+        assert min(seconds) < 4, (arguments, seconds)  # the sleep alone is 5
+    assert "plug-slow" in run("list", "tasks")[1]
+
+
+@pytest.mark.fault("P01")
+def test_a_missing_dependency_of_one_plugin_harms_no_other(run, distribute):
+    broken = {
+        "plug-a": "raise ValueError('no')",
+        "plug-b": "raise SystemExit(3)",
+        "plug-c": "import not_there",
+        "plug-d": "def f(:",
+    }
+    for name, source in broken.items():
+        distribute(name, {"tasks": {name.replace("-", "_"): "Task"}}, source)
+    distribute("plug-fine", {"tasks": {"fine": "Task"}})
+    assert run("list")[0] == run("list", "tasks")[0] == 0
+    for name in broken:
+        status, out, err = run("show", "tasks", name.replace("-", "_"))
+        assert (status, out, err.count("\n")) == (5, "", 1)
+        assert f"{name} 1.0" in err
+        assert "Traceback" not in err
+        assert "Traceback" in run("--debug", "show", "tasks", name.replace("-", "_"))[2]
+    assert run("show", "tasks", "fine")[0] == 0
+    found = statuses(run("list", "tasks", "--check", "--json")[1])
+    assert [found[name.replace("-", "_")]["status"] for name in broken] == ["broken"] * 4
+    assert found["fine"]["status"] == found["denoising"]["status"] == "ok"
+
+
+@pytest.mark.fault("P01")
 def test_check_imports_external_entries(run, distribute):
     broken = {
         "raises": ("raise ValueError('no luck')", "no luck"),

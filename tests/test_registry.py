@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from functools import partial
 
 import pytest
 
-from densectx import TASKS
+import densectx
+from densectx import MODELS, TASKS
 from densectx.errors import ConfigError, PluginError
 from densectx.registry import REGISTRIES, Registry, allow_import, documentation
 
@@ -45,13 +47,36 @@ def test_names_are_known_without_import(distribute):
 
 
 def test_a_plugin_is_built(distribute):
-    distribute("plug-a", {"tasks": {"edges": "Task"}})
-    assert TASKS.build("edges", features=1, unused=2).given == (1, 1.0, "a")
-    assert TASKS.build({"name": "edges", "mode": "b"}, features=1).given == (1, 1.0, "b")
-    assert list(TASKS.options("edges")) == ["features", "weight", "mode"]
-    assert documentation(TASKS.get("edges")) == "A task of a plugin."
+    distribute("plug-a", {"models": {"edges": "Task"}})
+    assert MODELS.build("edges", features=1, unused=2).given == (1, 1.0, "a")
+    assert MODELS.build({"name": "edges", "mode": "b"}, features=1).given == (1, 1.0, "b")
+    assert list(MODELS.options("edges")) == ["features", "weight", "mode"]
+    assert documentation(MODELS.get("edges")) == "A task of a plugin."
 
 
+@pytest.mark.fault("P06")
+@pytest.mark.parametrize("kind", [kind for kind in REGISTRIES if kind != "models"])
+def test_a_plugin_of_another_class_is_refused(distribute, kind):
+    distribute("plug-a", {kind: {"strange": "Task"}})
+    registry = REGISTRIES[kind]
+    with pytest.raises(
+        PluginError, match=rf"{registry.singular} 'strange' gives a Task, which is no densectx\.\w+"
+    ) as error:
+        registry.build("strange", features=1)
+    assert registry.contract.replace(":", ".") in str(error.value)
+
+
+@pytest.mark.fault("P04")
+def test_a_builtin_name_may_be_had_from_a_plugin_by_its_full_name(distribute):
+    distribute("plug-a", {"contexts": {"basic": "Mine"}}, "from densectx.nn.context import NoContext as Mine")
+    contexts = REGISTRIES["contexts"]
+    assert type(contexts.build("plug-a/basic", in_channels=1)).__name__ == "NoContext"
+    assert type(contexts.build("densectx/basic", in_channels=1)).__name__ == "ContextModule"
+    with pytest.raises(PluginError, match="'densectx/basic' or 'plug-a/basic'"):
+        contexts.build("basic", in_channels=1)
+
+
+@pytest.mark.fault("P03")
 @pytest.mark.parametrize("order", [("plug-a", "plug-b"), ("plug-b", "plug-a")])
 def test_two_plugins_of_one_name(distribute, order):
     for name in order:
@@ -67,15 +92,20 @@ def test_two_plugins_of_one_name(distribute, order):
     assert TASKS.names().count("edges") == 1
 
 
+@pytest.mark.fault("P04")
 def test_a_plugin_does_not_shadow_a_builtin(distribute):
     distribute("plug-a", {"losses": {"l1": "Task"}})
     losses = REGISTRIES["losses"]
-    with pytest.raises(PluginError, match=r"densectx .*densectx\.losses\.elementwise:L1.* and plug-a 1\.0 .*'densectx/l1'"):
+    with pytest.raises(
+        PluginError, match=r"densectx .*densectx\.losses\.elementwise:L1.* and plug-a 1\.0 .*'densectx/l1'"
+    ):
         losses.get("l1")
     assert losses.get("densectx/l1").__module__ == "densectx.losses.elementwise"
     assert losses.get("plug-a/l1").__module__ == "plug_a"
 
 
+@pytest.mark.fault("P01")
+@pytest.mark.fault("P06")
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_plugins_are_listed_and_refused_when_used(distribute, name):
     source, reason = BROKEN[name]
@@ -85,9 +115,71 @@ def test_broken_plugins_are_listed_and_refused_when_used(distribute, name):
         TASKS.build("edges", features=1)
     for part in (f"{name} 3.1", reason, "edges"):
         assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.__cause__ is not None
+    if name in ("raises", "exits", "depends", "misspelt"):  # the tail of the traceback
+        assert f"{name}.py, line 1: {source}" in str(error.value)
     assert REGISTRIES["contexts"].get("basic")  # the others work
 
 
+def test_the_tail_of_a_traceback_goes_down_to_the_cause(distribute):
+    source = "def f():\n    return 1 / 0\n\n\nvalue = f()\n"
+    distribute("plug-a", {"tasks": {"edges": "Task"}}, source)
+    with pytest.raises(
+        PluginError, match=r"ZeroDivisionError: division by zero \(.*line 5: value = f\(\); .*line 2: return 1 / 0\)"
+    ):
+        TASKS.get("edges")
+
+
+@pytest.mark.fault("P05")
+@pytest.mark.parametrize(
+    ("requires", "reason"),
+    [
+        (["densectx>=99"], "needs densectx>=99, this is"),
+        (["numpy", "DenseCtx [x] <0"], "needs densectx<0, this is"),
+        (["densectx>=0.1", "densectx!=" + densectx.__version__], "needs densectx!="),
+        (["densectx => 1"], "its requirement 'densectx => 1' cannot be understood; expected one such as"),
+        (["densectx=3"], "'densectx=3' cannot be understood"),
+    ],
+)
+def test_a_plugin_for_another_version_of_densectx(distribute, requires, reason):
+    distribute("plug-a", {"tasks": {"edges": "Task"}}, "raise ValueError('imported')", version="2.5", requires=requires)
+    for name in ("edges", "plug-a/edges"):
+        with pytest.raises(PluginError) as error:
+            TASKS.get(name)
+        assert error.value.status == 5
+        for part in ("plug-a 2.5", reason, "Install a version of plug-a"):
+            assert part in str(error.value)
+    if "this is" in reason:
+        assert densectx.__version__ in str(error.value)
+    assert "plug_a" not in sys.modules
+
+
+@pytest.mark.fault("P05")
+@pytest.mark.parametrize(
+    "requires", [(), ["numpy>=99"], ["densectx"], ["densectx-extra => 1"], ['densectx>=99; extra == "x"'], ["==bad=="]]
+)
+def test_a_plugin_that_accepts_this_version(distribute, requires):
+    distribute("plug-a", {"tasks": {"edges": "Task"}}, requires=requires)
+    assert TASKS.get("edges").__module__ == "plug_a"
+
+
+def test_what_is_installed_or_removed_meanwhile_is_seen(distribute):
+    folder = distribute("plug-a", {"tasks": {"edges": "Task"}})
+    assert "edges" in TASKS.names()
+    info = folder / "plug_b-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug-b\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[densectx.tasks]\nlater = plug_a:Task\n")
+    os.utime(folder, ns=(1, 1))  # whatever the resolution of the clock of the file system
+    assert "later" in TASKS.names()
+    (info / "entry_points.txt").unlink()
+    (info / "METADATA").unlink()
+    info.rmdir()
+    assert "later" not in TASKS.names()
+
+
+@pytest.mark.fault("P06")
 def test_what_is_not_a_class_or_still_abstract_is_refused(distribute):
     source = (
         "from abc import ABC, abstractmethod\nvalue = 3\nclass A(ABC):\n    @abstractmethod\n    def loss(self): ..."

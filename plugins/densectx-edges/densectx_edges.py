@@ -86,6 +86,7 @@ class Edges(Task):
 
     requires = ("image", "target")
     score = Score("ap", "constant")
+    unchanged = True
 
     def __init__(
         self,

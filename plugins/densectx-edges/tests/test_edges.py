@@ -17,6 +17,7 @@ import densectx
 from densectx.config import compose
 from densectx.errors import ConfigError
 from densectx.model import DenseModel
+from densectx.testing import check_loss, check_task
 from densectx.types import SourceInfo
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -204,6 +205,11 @@ def test_learns_the_outlines_of_discs(model, photos):
     task.update(model.predict(x)["edges"], x, target)
     values = task.metrics.compute()
     assert values["ap"] > 90 > 3 * values["ap_constant"]
+
+
+def test_keeps_the_contracts():
+    check_task("edges")
+    check_loss("balanced_bce", runtime={"threshold": 0.3}, channels=1, target="labels")
 
 
 # training -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""Installed distributions that extend densectx: their entry points, and whether they accept this version."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+
+PREFIX = "densectx."
+
+
+def external(kind: str) -> tuple[EntryPoint, ...]:
+    """The entry points ``densectx.<kind>`` of all distributions on ``sys.path``; imports nothing of theirs."""
+    return _external(tuple(sys.path), tuple(map(_mark, sys.path))).get(kind, ())
+
+
+@lru_cache(maxsize=4)
+def _external(path: tuple[str, ...], marks: tuple[int, ...]) -> dict[str, tuple[EntryPoint, ...]]:
+    """Read once for a state of ``sys.path``: with 100 distributions a scan takes 20 ms, and a model asks 25 times."""
+    points = entry_points()
+    return {
+        group.removeprefix(PREFIX): tuple(points.select(group=group))
+        for group in points.groups
+        if group.startswith(PREFIX)
+    }
+
+
+def _mark(folder: str) -> int:
+    """Changes when a distribution is installed into a folder or removed."""
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
+
+
+def unmet(point: EntryPoint, version: str) -> str:
+    """Why the distribution of an entry point does not accept a version of densectx, ``""`` if it does.
+
+    Its own ``Requires-Dist`` decides, as pip does; without a line about densectx every version is accepted.
+    """
+    from packaging.requirements import InvalidRequirement, Requirement  # takes time that most calls do not need
+    from packaging.utils import canonicalize_name
+
+    for text in (point.dist.requires if point.dist else None) or []:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            name = text.replace("_", "-").lower().lstrip()
+            if name.startswith("densectx") and not name.startswith("densectx-"):
+                return f"its requirement {text!r} cannot be understood; expected one such as densectx>=0.1"
+            continue  # about something else; pip judges it
+        if canonicalize_name(requirement.name) != "densectx":
+            continue
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            return f"needs densectx{requirement.specifier}, this is {version}"
+    return ""

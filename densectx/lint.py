@@ -1,0 +1,158 @@
+"""``densectx lint CONFIG``: the data of a config looked over before hours of training. Status 3 if it would break."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, NoReturn, get_args
+
+from densectx.config import check_keys, compose
+from densectx.data.base import Split
+from densectx.data.module import DataModule
+from densectx.data.survey import Survey, class_weights, look
+from densectx.errors import ConfigError, DataError
+from densectx.registry import allow_import
+from densectx.types import SourceInfo
+
+FORMAT: Final = 1
+_SHOWN: Final = 20  # problems of one kind that the text names; --json has all
+
+
+class Problem(NamedTuple):
+    """Something to look at: an ``error`` ends training, a ``warning`` spoils it."""
+
+    severity: Literal["error", "warning"]
+    source: str
+    split: str
+    message: str
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit status: 0, or 3 where training or evaluation would break.
+
+    Raises:
+        ConfigError: the config cannot be read or has no data.
+    """
+    given = _parser().parse_args(arguments)
+    for package in given.allow_import:
+        allow_import(package)
+    surveys, infos = survey([given.config, *given.more], given.num_workers)
+    problems = [*_problems(surveys, infos)]
+    if given.json:
+        sys.stdout.write(json.dumps(_as_json(surveys, infos, problems), indent=1) + "\n")
+    else:
+        sys.stdout.write(_as_text(surveys, infos, problems))
+    return 3 if any(problem.severity == "error" for problem in problems) else 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"lint: {message}. `densectx lint --help` describes it.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="densectx lint", description=__doc__, allow_abbrev=False)
+    parser.add_argument("config", metavar="CONFIG", help="the config whose data.sources are read, every sample once")
+    parser.add_argument("-c", dest="more", action="append", default=[], metavar="FILE", help="merged after it")
+    parser.add_argument("--json", action="store_true", help='print one object with "format": 1')
+    parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 0, metavar="N", help="loader processes")
+    parser.add_argument("--allow-import", action="append", default=[], metavar="PKG", help="as for fit")
+    return parser
+
+
+Surveys = dict[str, dict[str, Survey]]
+
+
+def survey(files: Sequence[str], workers: int) -> tuple[Surveys, dict[str, SourceInfo]]:
+    """Read every sample of every split: {source: {split: what was found}}, and what each source is.
+
+    A split that cannot be listed has one error and no samples; a test split without a folder of its own is not asked
+    for until ``densectx test``, so it is left out.
+    """
+    composed = compose(files)
+    if not isinstance(composed.values.get("data"), Mapping):
+        raise ConfigError(f"{files[0]}: has no data; lint looks at data.sources.")
+    options = {key: value for key, value in composed.values["data"].items() if value is not None}
+    check_keys(options, ("sources", "sampling", "num_workers", "steps_per_epoch", "on_corrupt"), "data", composed)
+    data = DataModule(**{**options, "num_workers": 0})
+    surveys: Surveys = {name: {} for name in data.datasets["train"]}
+    for split in get_args(Split):
+        for name, dataset in data.datasets[split].items():
+            found = Survey()
+            try:
+                for seen in look(dataset, data.augments[name] if split == "train" else None, workers):
+                    found.add(seen)
+            except DataError as error:
+                if split == "test":
+                    continue
+                found.errors.append(str(error))
+            surveys[name][split] = found
+    return surveys, data.info()
+
+
+def _problems(surveys: Surveys, infos: Mapping[str, SourceInfo]) -> Iterator[Problem]:
+    for source, splits in surveys.items():
+        for split, found in splits.items():
+            yield from (Problem("error", source, split, message) for message in found.errors)
+            for name in found.unlabelled:
+                yield Problem("warning", source, split, f"{name}: not one pixel is labelled.")
+            names = infos[source].classes
+            for name, count in zip(names, found.pixels, strict=False):
+                if not count:
+                    yield Problem("warning", source, split, f"class {name!r} occurs nowhere.")
+            for twins in found.contents.values():
+                if len(twins) > 1:
+                    yield Problem("warning", source, split, f"the same picture {len(twins)} times: {', '.join(twins)}.")
+    yield from _leaks(surveys)
+
+
+def _leaks(surveys: Surveys) -> Iterator[Problem]:
+    """Pictures of one split in another one, over all sources: what is measured on them is not held out."""
+    for source, splits in surveys.items():
+        for split in ("val", "test"):
+            held_out = splits[split].contents if split in splits else {}
+            for other, seen in ((s, parts["train"]) for s, parts in surveys.items() if "train" in parts):
+                for content in held_out.keys() & seen.contents.keys():
+                    pair = f"{held_out[content][0]} is also {seen.contents[content][0]}"
+                    yield Problem("warning", source, split, f"leak: {pair} of {other}'s train.")
+
+
+def _as_json(surveys: Surveys, infos: Mapping[str, SourceInfo], problems: Sequence[Problem]) -> dict[str, Any]:
+    sources = {}
+    for source, splits in surveys.items():
+        pixels = splits["train"].pixels if "train" in splits else []
+        sources[source] = {
+            "classes": list(infos[source].classes),
+            "suggested_class_weights": class_weights(pixels) if pixels else None,
+            "splits": {split: found.to_json() for split, found in splits.items()},
+        }
+    return {"format": FORMAT, "sources": sources, "problems": [problem._asdict() for problem in problems]}
+
+
+def _as_text(surveys: Surveys, infos: Mapping[str, SourceInfo], problems: Sequence[Problem]) -> str:
+    lines = []
+    for source, splits in surveys.items():
+        for split, found in splits.items():
+            sizes = ""
+            if found.sizes:
+                (h, w), (high, wide) = found.sizes
+                sizes = f", {h}x{w}" if (h, w) == (high, wide) else f", {h}x{w} to {high}x{wide}"
+            values = "" if found.low is None else f", target {found.low:.4g} to {found.high:.4g}"
+            lines.append(f"{source} {split}: {found.samples} samples{sizes}, {found.gray} gray{values}")
+        pixels = splits["train"].pixels if "train" in splits else []
+        if pixels:
+            lines.append(f"{source} train, class: share of pixels, images, suggested weight")
+            rows = zip(infos[source].classes, pixels, splits["train"].images, class_weights(pixels), strict=True)
+            total = max(sum(pixels), 1)
+            lines += [f"  {name:<16} {count / total:9.4%} {images:7} {w:8.3f}" for name, count, images, w in rows]
+    for severity in ("error", "warning"):
+        found_here = [p for p in problems if p.severity == severity]
+        lines += [f"{severity}: {p.source} {p.split}: {p.message}" for p in found_here[:_SHOWN]]
+        if len(found_here) > _SHOWN:
+            lines.append(f"{severity}: and {len(found_here) - _SHOWN} more (--json prints all)")
+    errors = sum(problem.severity == "error" for problem in problems)
+    lines.append(f"{errors} errors, {len(problems) - errors} warnings.")
+    return "\n".join(lines) + "\n"
