@@ -128,6 +128,8 @@ def gallery(files: list[Path], rows: int = 2) -> Image.Image:
 
 def write_readme() -> None:
     """Replace the text between the README's result markers."""
+    from densectx.callbacks import number
+
     lines = ["| run | task | metric | value | trivial answer | its value | minutes |", "|---|---|---|---|---|---|---|"]
     commands = []
     for file in sorted(RESULTS.glob("*.json")):
@@ -136,8 +138,8 @@ def write_readme() -> None:
             continue
         for key, task in result["tasks"].items():
             minutes = f"{result['wall_s'] / 60:.1f}"
-            cells = [result["name"], key, task["metric"], f"**{task['value']:.2f}**", task["trivial"]]
-            lines.append("| " + " | ".join([*cells, f"{task['trivial_value']:.2f}", minutes]) + " |")
+            cells = [result["name"], key, task["metric"], f"**{number(task['value'])}**", task["trivial"]]
+            lines.append("| " + " | ".join([*cells, number(task["trivial_value"]), minutes]) + " |")
         cores, processor = result["machine"]["cores"], result["machine"]["processor"]
         commands.append(
             f"- `{result['name']}`: `{result['command']}` (seed {result['seed']}, {result['steps']} steps, commit"

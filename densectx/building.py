@@ -29,6 +29,11 @@ from densectx.types import SourceInfo
 _PACKAGES = ("torch.optim", "pytorch_lightning", "lightning_fabric", "densectx", "datetime")
 
 
+def allowed_packages() -> list[str]:
+    """Packages whose classes a config may name by class_path."""
+    return [*_PACKAGES, *allowed_imports()]
+
+
 def build_module(
     sources: dict[str, SourceInfo],
     backbone: Any,
@@ -55,7 +60,8 @@ def build_module(
         optimizer: class_path and init_args.
         projection: {channels: 128, activation: relu | none}, or null for none.
         context: spec, see ``densectx list contexts``; ``share: false`` gives every task its own.
-        norm: batch, group, none or frozen: what the backbone's batch norms become.
+        norm: batch, group, none, frozen or per_input (a copy for each kind of input): what the trunk's batch norms
+            become.
         ablate: trunk_zero feeds the heads zeros instead of features.
         lr_scheduler: class_path and init_args, stepped every optimizer step.
         balancing: fixed or uncertainty.
@@ -155,7 +161,7 @@ def instantiate(config: Mapping[str, Any], folder: Path, command: str) -> tuple[
     if values["trainer"].get("logger", True) is True:
         values["trainer"].pop("logger", None)
         extra["logger"] = loggers or False
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*_PACKAGES, *allowed_imports()])
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed_packages())
     # every refusal of jsonargparse is raised instead of printed with fifty lines of usage
     parser = {"exit_on_error": False}
     try:

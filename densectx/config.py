@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
@@ -43,7 +43,11 @@ class Composed:
         return self.origins[path]
 
 
-def compose(files: Sequence[str | Path], flags: Sequence[tuple[str, str]] = ()) -> Composed:
+def compose(
+    files: Sequence[str | Path],
+    flags: Sequence[tuple[str, str]] = (),
+    check: Callable[[Composed], None] | None = None,
+) -> Composed:
     """Merge files in order, then all flags as one last layer, then resolve ``${...}``.
 
     Mappings merge deeply; lists and other values are replaced; a string meets a mapping as ``{name: string}``;
@@ -53,17 +57,30 @@ def compose(files: Sequence[str | Path], flags: Sequence[tuple[str, str]] = ()) 
     Args:
         files: YAML files.
         flags: (dotted key path, YAML text), e.g. ``("model.tasks.denoising.sigma", "50")``.
+        check: looks at the merged config before ``${...}`` is resolved: a misspelt key is its own error, not that of
+            a reference to it.
 
     Raises:
         ConfigError: a file that :func:`load_yaml` refuses, a flag that is not YAML or contradicts another one, the
             removal of what is not there, an interpolation that cannot be resolved.
     """
     composed = Composed()
-    for path in files:
-        _merge(composed, composed.values, load_yaml(path), "", f"file {path}")
-    _merge(composed, composed.values, _flag_layer(flags), "", "flag")
+    layers = [(load_yaml(path), f"file {path}") for path in files]
+    for layer, origin in (*layers, (_flag_layer(flags), "flag")):
+        _refuse_nan(layer, "", origin)
+        _merge(composed, composed.values, layer, "", origin)
+    if check is not None:
+        check(composed)
     composed.values = _inline(resolve(composed.values, composed.where), composed.values, "")
     return composed
+
+
+def _refuse_nan(node: Any, path: str, origin: str) -> None:
+    """No option takes it, every comparison lets it pass, and it poisons what it touches."""
+    if isinstance(node, float) and node != node:  # true of NaN alone
+        raise ConfigError(f"{path} ({origin}): expected a number, got .nan.")
+    for key, value in node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ():
+        _refuse_nan(value, f"{path}[{key}]" if isinstance(node, list) else _join(path, str(key)), origin)
 
 
 def check_keys(given: Mapping[str, Any], known: Iterable[str], path: str, composed: Composed | None = None) -> None:

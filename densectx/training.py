@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -19,15 +19,17 @@ from packaging.requirements import InvalidRequirement, Requirement
 from pytorch_lightning.utilities import rank_zero_info
 
 from densectx.arguments import TOP_LEVEL, Takes, split_arguments
-from densectx.building import build_module, instantiate
+from densectx.building import allowed_packages, build_module, instantiate
 from densectx.checkpoint import init_from, load_weights, locate, read
+from densectx.classpaths import check_class_paths
 from densectx.config import Composed, check_keys, compose, dump
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError, DataError, PluginError, StorageError
 from densectx.model import DenseModel
+from densectx.precision import native_precision
 from densectx.registry import allow_import
 from densectx.runs import newest, run_folder
-from densectx.typecheck import fits
+from densectx.typecheck import describe, fits
 from densectx.usage import help_text
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
@@ -62,10 +64,11 @@ def main(command: str, argv: Sequence[str]) -> int:
         files = [run / "config.yaml"]
     if not files:
         raise ConfigError(f"densectx {command} needs a config: -c FILE (see the configs folder of densectx).")
-    composed = compose(files, arguments.flags)
+    composed = compose(files, arguments.flags, _check_keys)
     config = composed.values
     _check_requires(config)
-    _check(composed)
+    _choose_precision(config)
+    _check_parts(composed)
     if "--print_config" in options:
         sys.stdout.write(dump(config))
         return 0
@@ -160,8 +163,8 @@ def _check_requires(config: Mapping[str, Any]) -> None:
             raise PluginError(f"the config needs {text}, installed is {found}: {fix}")
 
 
-def _check(composed: Composed) -> None:
-    """Keys and shapes of the config, before anything is built."""
+def _check_keys(composed: Composed) -> None:
+    """The keys that every config has in common; what ``${...}`` stands for is looked at later."""
     config = composed.values
     check_keys(config, TOP_LEVEL, "", composed)
     known = {
@@ -170,14 +173,38 @@ def _check(composed: Composed) -> None:
         "trainer": set(inspect.signature(pl.Trainer).parameters),
     }
     for key, names in known.items():
+        if isinstance(part := config.get(key), Mapping):
+            check_keys(part, names, key, composed)
+
+
+def _choose_precision(config: Mapping[str, Any]) -> None:
+    """What this machine is made for in the place of ``trainer.precision: auto``, so that the run's config has it."""
+    trainer = config.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("precision") == "auto":
+        trainer["precision"] = native_precision(str(trainer.get("accelerator", "auto")))
+        rank_zero_info(f"trainer.precision: auto is {trainer['precision']} on this machine.")
+
+
+def _check_parts(composed: Composed) -> None:
+    """Shapes of the config and classes that it names, before anything is built."""
+    _check_keys(composed)
+    config = composed.values
+    for key in ("model", "data", "trainer"):
         part = config.get(key, {} if key == "trainer" else None)
         if not isinstance(part, Mapping):
             raise ConfigError(f"{key} ({composed.where(key)}): expected a mapping, got {part!r}.")
-        check_keys(part, names, key, composed)
     for path in ("model.backbone", "model.tasks", "model.optimizer", "data.sources"):
         top, _, key = path.partition(".")
         if not config[top].get(key):
             raise ConfigError(f"{path} is missing; the configs folder of densectx has examples.")
+    hints = get_type_hints(pl.Trainer.__init__)
+    for key, value in (config.get("trainer") or {}).items():
+        if not fits(value, hints[key]):  # here, so that what refers to the value is not blamed for it
+            where = f"trainer.{key}"
+            raise ConfigError(f"expected {describe(hints[key])}, got {value!r} ({composed.where(where)}).", where)
+    for path in ("model.optimizer", "model.lr_scheduler", "trainer.callbacks"):
+        top, _, key = path.partition(".")
+        check_class_paths(config.get(top, {}).get(key), path, allowed_packages(), composed)
 
 
 def _checkpoint(

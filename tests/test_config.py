@@ -240,6 +240,7 @@ data:
     assert values["data"]["sources"]["val"] == {"name": "mosaic", "batch_size": 1}
 
 
+@pytest.mark.fault("C10")
 @pytest.mark.parametrize(
     ("text", "part"),
     [
@@ -281,6 +282,7 @@ def test_aliases_and_merge_keys(write):
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 8))
 
 
+@pytest.mark.fault("C07")
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -318,6 +320,7 @@ def test_refused_files(write, text, parts):
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.fault("C10")
 def test_interpolation_bomb(write):
     text = "".join(f"a{i}: ${{a{i + 1}}}${{a{i + 1}}}\n" for i in range(60)) + "a60: x"
     refused(lambda: compose([write(text)]), "larger than")
@@ -325,12 +328,14 @@ def test_interpolation_bomb(write):
     refused(lambda: compose([write(chain)]), "chain")
 
 
+@pytest.mark.fault("C07")
 def test_tags_run_nothing(write, tmp_path):
     marker = tmp_path / "marker"
     refused(lambda: load_yaml(write(f"a: !!python/object/apply:os.system ['touch {marker}']")), "not allowed")
     assert not marker.exists()
 
 
+@pytest.mark.fault("C10")
 def test_missing_file_directory_and_unreadable(write, tmp_path):
     write("", "denoise.yaml")
     refused(lambda: load_yaml(tmp_path / "denoies.yaml"), "denoies.yaml", "did you mean", "denoise.yaml")
