@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 from densectx.backbones.base import Backbone
 from densectx.errors import ConfigError, unknown
-from densectx.nn.colour import grey, rgb_to_ycbcr, ycbcr_to_rgb
+from densectx.nn.colour import grey
 from densectx.nn.context import Context
 from densectx.nn.norm import NORMS, select, set_norm
+from densectx.nn.on_colour import luma_only, per_channel
 from densectx.nn.precision import full
-from densectx.nn.resize import bicubic, pad_to_multiple
+from densectx.nn.projection import PROJECTION, make_projection
+from densectx.nn.resize import pad_to_multiple
 from densectx.registry import BACKBONES, CONTEXTS, TASKS
 from densectx.tasks.base import Options, Task
 from densectx.tasks.options import flat, grouped, repeated, resolved
 from densectx.types import Feature, SourceInfo
 
 _KEYS = ("backbone", "projection", "context", "tasks", "norm", "ablate")
-_PROJECTION = {"channels": 128, "activation": "relu"}
 Pass: TypeAlias = tuple[int, str | None]
 
 
@@ -93,9 +94,12 @@ class DenseModel(nn.Module):
         if ablate not in (None, "trunk_zero"):
             raise ConfigError(unknown("arm", str(ablate), ("trunk_zero",)), "model.ablate")
         backbone: Backbone = BACKBONES.build(config["backbone"], "model.backbone")
-        projection, channels = _projection(config.get("projection", _PROJECTION), backbone.features[-1].channels)
+        projection, channels = make_projection(config.get("projection", PROJECTION), backbone.features[-1].channels)
         context = config.get("context") or "basic"
-        context = {"name": context} if isinstance(context, str) else dict(context)
+        context = {"name": context} if isinstance(context, str) else context
+        if not isinstance(context, Mapping):
+            raise ConfigError(f"expected a name or a mapping with 'name', got {context!r}.", "model.context")
+        context = dict(context)
         keys = ["shared"] if context.pop("share", True) else list(specs)
         contexts = {key: CONTEXTS.build(context, "model.context", in_channels=channels) for key in keys}
         features = (*backbone.features, Feature(channels, backbone.features[-1].stride))
@@ -254,14 +258,14 @@ class DenseModel(nn.Module):
     def _gray_on_colour(self, key: str, run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
         task = self.task(key)
         if task.on_colour == "per_channel":
-            return _per_channel(run, image)
-        return run(self._seen(key, image)) if task.on_colour == "gray" else _luma_only(run, image, task.scale)
+            return per_channel(run, image)
+        return run(self._seen(key, image)) if task.on_colour == "gray" else luma_only(run, image, task.scale)
 
     def _seen(self, key: str, image: Tensor) -> Tensor:
         """The part of an image that a task looks at: all of it, or what a gray model sees of colours."""
         if image.shape[1] != 3 or self.channels(key) != 1 or self.task(key).on_colour == "per_channel":
             return image
-        return grey(image)  # the luma of `_luma_only` is the same
+        return grey(image)  # the luma of luma_only is the same
 
     def channels(self, key: str) -> int:
         """Channels of the images that a task takes."""
@@ -289,36 +293,6 @@ def as_batch(image: Tensor) -> Tensor:
         raise ConfigError(f"an image of type {image.dtype}; expected float in 0..1 or uint8.")
     image = image if image.ndim == 4 else image[None]
     return image.float() / 255 if image.dtype == torch.uint8 else image.float()
-
-
-def _projection(spec: Any, channels: int) -> tuple[nn.Module, int]:
-    if spec is None:
-        return nn.Identity(), channels
-    if not isinstance(spec, Mapping):
-        raise ConfigError(f"model.projection: expected {{channels, activation}} or null, got {spec!r}.")
-    for key in spec:
-        if key not in _PROJECTION:
-            raise ConfigError(f"model.projection: {unknown('key', str(key), _PROJECTION)}")
-    options = {**_PROJECTION, **spec}
-    out, activation = options["channels"], options["activation"] or "none"
-    if not isinstance(out, int) or out < 1 or activation not in ("relu", "none"):
-        raise ConfigError(
-            f"model.projection: channels {out!r} is no positive integer, or activation {activation!r} not relu or none."
-        )
-    conv = nn.Conv2d(channels, out, 1)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    return (nn.Sequential(conv, nn.ReLU(inplace=True)) if activation == "relu" else conv), out
-
-
-def _per_channel(run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    batch, channels, height, width = image.shape
-    answer = run(image.reshape(batch * channels, 1, height, width))
-    return answer.reshape(batch, channels * answer.shape[1], *answer.shape[2:])
-
-
-def _luma_only(run: Callable[[Tensor], Tensor], image: Tensor, scale: int) -> Tensor:
-    ycc = rgb_to_ycbcr(image)
-    return ycbcr_to_rgb(torch.cat([run(ycc[:, :1]), bicubic(ycc[:, 1:], up=scale)], 1))
 
 
 def _plain(value: Any) -> Any:

@@ -285,6 +285,7 @@ def test_the_good_one_passes():
     check_task(Good)
 
 
+@pytest.mark.fault("P08")
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_fault_is_found_by_the_check_for_it(name):
     check, task = MUTANTS[name]
