@@ -121,6 +121,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             f"inputs, losses and sums are float32, so {precision!r} is not possible; take bf16-mixed or 16-mixed.",
             "trainer.precision",
         )
+    if trainer.get("sync_batchnorm"):
+        raise ConfigError(
+            "torch's conversion drops the activations inside timm's norm layers, and ranks that run different tasks"
+            " would wait for each other; take model.norm group or frozen.",
+            "trainer.sync_batchnorm",
+        )
     window, interval = trainer.get("accumulate_grad_batches") or 1, trainer.get("val_check_interval")
     if isinstance(window, int) and isinstance(interval, int) and interval % window:
         raise ConfigError(

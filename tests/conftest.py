@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# before torch is imported, here and in the processes that tests start: threads of several small processes on few cores
+# spin against each other, which is many times slower than one thread each
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 MODULE = '''
 class Task:
     """A task of a plugin."""

@@ -293,6 +293,7 @@ def test_full_disk_is_named_with_status_8(fit, capsys, monkeypatch):
         (["--model.optimizer.init_args.lr=-1"], "Invalid learning rate"),
         (["--model.lr_scheduler={class_path: torch.optim.lr_scheduler.ReduceLROnPlateau}"], "see no metric"),
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
+        (["--trainer.sync_batchnorm=true"], "norm group"),
         (["--trainer.accumulate_grad_batches=3"], "no multiple"),
         (["--model.context.init_noise=-1"], "negative"),
         (["--model.context={name: aspp, rates: [0]}"], "positive"),

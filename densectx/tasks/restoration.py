@@ -56,7 +56,6 @@ class Restoration(Task):
         restoring.check_pairs("restoration", source, info, 1)
         self.cutblur = restoring.chance("restoration: cutblur", cutblur)
         self.unchanged = not self.cutblur
-        self.unchanged = not self.cutblur
         self.convention = f"8-bit {restoring.colours(info.channels)}, whole image, per image, peak 255"
         self.head = HEADS.build(
             head,
