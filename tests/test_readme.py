@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
 
 import densectx
 from densectx.cli import COMMANDS
@@ -98,3 +99,20 @@ def test_exit_statuses_are_the_ones_of_the_errors():
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, errors.DensectxError) and error.status != 1:
             assert f"{error.status} " in line
+
+
+def test_the_yaml_of_the_readme_builds():
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
+    tasks = next(block for block in blocks if "segmentation" in block)
+    sources = next(block for block in blocks if "scenes" in block)
+    assert len(blocks) == 2, "every block is tested here"
+    data = densectx.DataModule(sources | {"photos": {"name": "folder", "root": "photos", "batch_size": 1}})
+    config = {"backbone": {"name": "plain", "width": 4}, "projection": {"channels": 4}, "tasks": tasks}
+    model = densectx.DenseModel.from_config(config, data.info())
+    assert list(model.task("segmentation").coefficients.items()) == [("cross_entropy", 1.0), ("lovasz", 0.5)]
+    assert model.task("segmentation").info.classes == ("road", "person", "other")
+
+
+def test_the_kit_of_the_readme_runs():
+    (block,) = [block for block in BLOCKS if "densectx.testing" in block]
+    exec(compile(block, "README kit", "exec"), {})

@@ -614,3 +614,10 @@ def test_a_few_steps_reduce_the_loss(name, info, options):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["denoising", "super_resolution", "demosaicing", "jpeg_deblocking", "colorization"])
+def test_losses_of_classes_are_refused(name):
+    config = {"backbone": {"name": "plain", "width": 4}, "tasks": {"t": {"name": name, "source": "s", "loss": "dice"}}}
+    with pytest.raises(ConfigError, match=r"loss 'dice' is for .*numbers; take .*l1"):
+        DenseModel.from_config(config, {"s": SourceInfo()})

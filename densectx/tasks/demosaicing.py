@@ -62,7 +62,7 @@ class Demosaicing(Task):
         super().__init__(source, weight, channels=3, in_channels=in_channels)
         self.pattern = pattern
         self.head = HEADS.build(head, "head", features=features, in_channels=3, out_channels=3, scale=1, residual=True)
-        self.criterion = Criterion(loss)
+        self.criterion = Criterion(loss, form="numbers")
         self.metrics = ImageMetrics({"cpsnr": psnr}, "bilinear")
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:

@@ -105,7 +105,7 @@ class Denoising(Task):
         self.head = HEADS.build(
             head, "head", features=features, in_channels=channels, out_channels=info.channels, scale=1, residual=True
         )
-        self.criterion = Criterion(loss)
+        self.criterion = Criterion(loss, form="numbers")
         self.metrics = restoring.restored_metrics("noisy")
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:

@@ -79,7 +79,7 @@ class JpegDeblocking(Task):
             scale=1,
             residual=True,
         )
-        self.criterion = Criterion(loss)
+        self.criterion = Criterion(loss, form="numbers")
         self.metrics = restoring.restored_metrics("jpeg")
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:

@@ -66,7 +66,7 @@ class Restoration(Task):
             scale=1,
             residual=True,
         )
-        self.criterion = Criterion(loss)
+        self.criterion = Criterion(loss, form="numbers")
         self.metrics = restoring.restored_metrics("input")
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:

@@ -86,7 +86,7 @@ class SuperResolution(Task):
             scale=scale // self.input_scale,
             residual=True,
         )
-        self.criterion = Criterion(loss)
+        self.criterion = Criterion(loss, form="numbers")
         self.metrics = restoring.restored_metrics("bicubic")
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:

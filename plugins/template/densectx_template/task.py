@@ -55,7 +55,7 @@ class Degamma(Task):
         self.strength = strength
         channels = {"in_channels": info.channels, "out_channels": info.channels}
         self.head = HEADS.build(head, "head", features=features, scale=1, residual=True, **channels)
-        self.criterion = Criterion(loss)
+        self.criterion = Criterion(loss, form="numbers")
         self.metrics = ImageMetrics({"psnr": psnr}, "input")
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:
