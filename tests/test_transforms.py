@@ -209,7 +209,8 @@ def random_options(rng):
 
 
 @pytest.mark.fault("I29")
-def test_a_thousand_random_parameters_keep_labels_and_image_together():
+def test_a_thousand_random_parameters_keep_labels_and_image_together(record_property):
+    record_property("count", 1000)
     done, seed, seen, refused = 0, 0, Counter(), []
     while done < 1000:
         seed += 1
