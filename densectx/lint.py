@@ -54,7 +54,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="densectx lint", description=__doc__, allow_abbrev=False)
+    parser = _Parser(
+        prog="densectx lint",
+        description="Read every sample of a config's data once: what would break training (status 3), and what would"
+        " spoil it: missing classes, repeated pictures, training pictures in the validation.",
+        allow_abbrev=False,
+    )
     parser.add_argument("config", metavar="CONFIG", help="the config whose data.sources are read, every sample once")
     parser.add_argument("-c", dest="more", action="append", default=[], metavar="FILE", help="merged after it")
     parser.add_argument("--json", action="store_true", help='print one object with "format": 1')
