@@ -36,7 +36,8 @@ def fit(tmp_path, monkeypatch):
     def fit(config, *flags):
         """An overlay is merged behind the config it is for."""
         files = []
-        for number, layer in enumerate([*([config.pop(BASE)] if BASE in config else []), config]):
+        own = {key: value for key, value in config.items() if key != BASE}
+        for number, layer in enumerate([*([config[BASE]] if BASE in config else []), own]):
             files.append(tmp_path / f"config{number}.yaml")
             files[-1].write_text(yaml.safe_dump(layer, sort_keys=False))
         arguments = [part for file in files for part in ("-c", str(file))]
