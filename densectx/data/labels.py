@@ -152,6 +152,6 @@ def read_sbd(path: StrPath) -> Tensor:
         ids = np.asarray(loadmat(str(path))["GTcls"]["Segmentation"][0, 0])
         if ids.ndim != 2 or ids.dtype.kind not in "ui" or ids.size == 0:
             raise TypeError(f"{ids.dtype} of shape {ids.shape}")
-    except Exception as error:
+    except Exception as error:  # SciPy raises nearly anything on damaged files
         raise DataError(f"{path}: no SBD ground truth ({type(error).__name__}: {error}).") from error
     return torch.from_numpy(ids.astype(np.int64))
