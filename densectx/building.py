@@ -58,7 +58,7 @@ def build_module(
         backbone: spec, see ``densectx list backbones``.
         tasks: {key: spec}, see ``densectx list tasks``.
         optimizer: class_path and init_args.
-        projection: {channels: 128, activation: relu | none}, or null for none.
+        projection: {channels: 128, activation: relu | none, std: null}, or null for none.
         context: spec, see ``densectx list contexts``; ``share: false`` gives every task its own.
         norm: batch, group, none, frozen or per_input (a copy for each kind of input): what the trunk's batch norms
             become.

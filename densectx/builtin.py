@@ -9,6 +9,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "dilated_resnet50": "densectx.backbones.timm:dilated_resnet50",
         "dilated_resnet101": "densectx.backbones.timm:dilated_resnet101",
         "dilated_vgg16": "densectx.backbones.vgg:DilatedVGG16",
+        "frontend_vgg16": "densectx.backbones.frontend:FrontEndVGG16",
         "plain": "densectx.backbones.plain:Plain",
         "timm": "densectx.backbones.timm:Timm",
     },
@@ -55,5 +56,11 @@ BUILTIN: dict[str, dict[str, str]] = {
         "ssim": "densectx.losses.ssim:SSIM",
         "tversky": "densectx.losses.region:Tversky",
     },
-    "models": {},
+    "models": {
+        "dilation7_kitti": "densectx.published.dilation:dilation7_kitti",
+        "dilation8_camvid": "densectx.published.dilation:dilation8_camvid",
+        "dilation8_pascal_voc": "densectx.published.dilation:dilation8_pascal_voc",
+        "dilation10_cityscapes": "densectx.published.dilation:dilation10_cityscapes",
+        "frontend_vgg16": "densectx.published.dilation:frontend_vgg16",
+    },
 }

@@ -108,7 +108,8 @@ def locate(path: str | Path) -> Path:
         if isinstance(found, str | Path):
             return Path(found)
         raise CheckpointError(
-            f"model {str(path)!r} comes without weights: it is a config to train, or to fill with published weights."
+            f"model {str(path)!r} comes without weights: it is a config to train, or to fill with published ones by"
+            f" `densectx convert caffe|drn|vgg FILE --net {path} -o OUT.safetensors`."
         )
     known = f" Known model names: {', '.join(MODELS.names())}." if MODELS.names() else ""
     raise CheckpointError(f"{path}: no such file, run folder or model name.{known}")

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast, final
 import torch
 from torch import Tensor, nn
 
-from densectx.backbones.base import Backbone
+from densectx.backbones.base import Backbone, MarginBackbone
 from densectx.errors import ConfigError, unknown
 from densectx.nn.colour import grey
 from densectx.nn.context import Context
@@ -17,14 +17,14 @@ from densectx.nn.norm import NORMS, select, set_norm
 from densectx.nn.on_colour import luma_only, per_channel
 from densectx.nn.precision import full
 from densectx.nn.projection import PROJECTION, make_projection
-from densectx.nn.resize import pad_to_multiple
+from densectx.nn.resize import pad_to_multiple, reflect101
 from densectx.registry import BACKBONES, CONTEXTS, TASKS
 from densectx.tasks.base import Options, Task
 from densectx.tasks.options import flat, grouped, repeated, resolved
 from densectx.types import Feature, SourceInfo
 
 _KEYS = ("backbone", "projection", "context", "tasks", "norm", "ablate")
-Pass: TypeAlias = tuple[int, str | None]
+Pass: TypeAlias = tuple[int, str | None, int]
 
 
 @final
@@ -125,40 +125,65 @@ class DenseModel(nn.Module):
         built = {**_plain(dict(config)), "sources": used}
         return cls(backbone, projection, contexts, tasks, ablate=ablate, kinds=kinds, config=built)
 
-    def trunk(self, x: Tensor, kind: str | None = None) -> list[Tensor]:
-        """(B, in_channels, H, W), multiples of ``stride`` -> the pyramid and the projected last level.
+    def trunk(self, x: Tensor, kind: str | None = None, surround: int = 0) -> list[Tensor]:
+        """(B, in_channels, H + 2 s, W + 2 s) -> the pyramid and the projected last level of the padded input.
+
+        Inputs are padded at the bottom and on the right to multiples of ``stride``. A backbone that needs a margin is
+        given the surroundings, mirrored where they do not suffice, and its features are those of the (H, W) in the
+        middle; to another one surroundings are part of the input.
 
         Args:
             x: adapted input.
             kind: with ``norm: per_input`` the kind of x, one of ``kinds``; null for the one that ran last.
+            surround: s, pixels of surroundings on each side.
         """
         if kind is not None:
             select((self.backbone, self.context), kind)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.ablate is None):
-            pyramid = self.backbone(x)
+            if margin := self.margin:
+                assert isinstance(self.backbone, MarginBackbone)
+                before = margin - surround
+                bottom, right = (before + (2 * surround - size) % self.stride for size in x.shape[-2:])
+                pyramid = self.backbone.valid(reflect101(x, before, bottom, before, right))
+            else:
+                pyramid = self.backbone(pad_to_multiple(x, self.stride))
             features = [*pyramid, self.projection(pyramid[-1])]
         return [torch.zeros_like(f) for f in features] if self.ablate == "trunk_zero" else features
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Task inputs by key, {task: (B, channels, H, W)} -> {task: (B, K, H * scale, W * scale)}."""
+    @property
+    def margin(self) -> int:
+        """Pixels of surroundings on each side that the backbone uses up, 0 for most."""
+        return self.backbone.margin if isinstance(self.backbone, MarginBackbone) else 0
+
+    def forward(self, inputs: Mapping[str, Tensor], surround: Mapping[str, int] | None = None) -> dict[str, Tensor]:
+        """Task inputs by key to outputs: {task: (B, channels, H + 2 s, W + 2 s)} -> {task: (B, K, H * f, W * f)}.
+
+        Args:
+            inputs: x of each task; f is its scale.
+            surround: s of each task, so many pixels on each side of x are its surroundings, for which there is no
+                output; 0 where it says nothing.
+        """
         passes: dict[Pass, tuple[Tensor, list[Tensor]]] = {}  # by identity and kind; holds the key's tensor alive
         contexts: dict[tuple[Pass, str], Tensor] = {}
         outputs = {}
         for key, x in inputs.items():
             task = self.task(key)
-            adapted = task.adapt(x)
+            adapted, border = task.adapt(x), (surround or {}).get(key, 0)
             kind = self.kinds.get(key)
-            this = (id(adapted), kind)
+            this = (id(adapted), kind, border)
             if this not in passes:
-                passes[this] = (adapted, self.trunk(pad_to_multiple(adapted, self.stride), kind))
+                passes[this] = (adapted, self.trunk(adapted, kind, border))
             *pyramid, projected = passes[this][1]
             which = "shared" if "shared" in self.context else key
             if (this, which) not in contexts:  # only right behind the pass of its kind
                 contexts[this, which] = self.context[which](projected)
             features = [*pyramid, contexts[this, which]]
+            if border and self.margin:  # the features are those of the middle
+                x, border = x[..., border:-border, border:-border], 0
             output = task.head(features, pad_to_multiple(x, self.stride))
-            height, width = (size * task.scale // task.input_scale for size in x.shape[-2:])
-            outputs[key] = output[..., :height, :width]
+            first = border * task.scale // task.input_scale
+            height, width = ((size - 2 * border) * task.scale // task.input_scale for size in x.shape[-2:])
+            outputs[key] = output[..., first : first + height, first : first + width]
         return outputs
 
     @torch.no_grad()

@@ -30,6 +30,23 @@ class Backbone(nn.Module, ABC):
         """(B, in_channels, H, W), sRGB in [0, 1] -> [(B, C_i, H / s_i, W / s_i)] as ``features`` says."""
 
 
+class MarginBackbone(Backbone, ABC):
+    """A backbone of valid convolutions, which can take a picture with its real surroundings.
+
+    Attributes:
+        margin: pixels of surroundings on each side that its convolutions use up; ``forward`` makes them up. 0 for a
+            variant that needs none.
+        tile: (height, width), margins included, of the inputs that its published form takes; None for any.
+    """
+
+    margin: int
+    tile: tuple[int, int] | None
+
+    @abstractmethod
+    def valid(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, H + 2 margin, W + 2 margin) -> what ``forward`` answers for the (H, W) in the middle."""
+
+
 def read_weights(path: str | Path) -> Mapping[str, Any]:
     """The tensors of a local weights file: safetensors, or a torch file read with ``weights_only=True``.
 

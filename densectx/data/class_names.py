@@ -26,6 +26,10 @@ def _palette(text: str) -> Palette:
 CAMVID = _names("Sky,Building,Pole,Road,Pavement,Tree,SignSymbol,Fence,Car,Pedestrian,Bicyclist")
 CAMVID_PALETTE = _palette("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0")
 
+ROAD = _names("Building,Tree,Sky,Car,Sign,Road,Pedestrian,Fence,Pole,Sidewalk,Bicyclist")
+"""The 11 classes of tables 5 and 6 of Yu & Koltun (2016), CamVid and KITTI, in the order of the published weights."""
+ROAD_PALETTE = _palette("800000 808000 808080 400080 c08080 804080 404000 404080 c0c080 0000c0 0080c0")
+
 VOC = _names(
     "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,"
     "pottedplant,sheep,sofa,train,tvmonitor"

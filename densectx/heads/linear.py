@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import Literal, final
 
+import torch
 from torch import Tensor, nn
 
 from densectx.errors import ConfigError
 from densectx.heads.base import Head
 from densectx.nn.precision import full
-from densectx.nn.resize import bicubic, upsample
+from densectx.nn.resize import bicubic, deconvolution, interp_map, upsample
 from densectx.types import Feature
 
 
@@ -52,23 +53,47 @@ class Linear(Head):
 
 @final
 class Upsample(Head):
-    """Bilinear upsampling alone, no parameters: the context module's channels are the answer (the paper's nets).
+    """Upsampling alone, no parameters: the context module's channels are the answer (the paper's networks).
 
     Args:
         features: given by the model; the last level's channels must equal ``out_channels``.
         out_channels: given by the task.
         scale: given by the task.
+        method: ``bilinear`` (half-pixel aligned); ``deconvolution``, the same as a fixed transposed convolution that
+            fades at the borders (Dilation10, DRN); ``interp_map``, of class probabilities with cell i at pixel 8 i
+            (Dilation7 and 8): the output is the logarithm of interpolated probabilities, so that softmax returns them
+            and a loss at pixels 8 i is that of the cells.
+
+    Raises:
+        ConfigError: other channels than the task's, another method, a factor that the method cannot do.
     """
 
-    def __init__(self, features: Sequence[Feature], out_channels: int, scale: int = 1) -> None:
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        out_channels: int,
+        scale: int = 1,
+        method: Literal["bilinear", "deconvolution", "interp_map"] = "bilinear",
+    ) -> None:
         super().__init__()
         if features[-1].channels != out_channels:
             raise ConfigError(
                 f"head 'upsample' has no weights: the context's {features[-1].channels} channels must equal the"
                 f" task's {out_channels}; set model.projection.channels to {out_channels}, or take head 'linear'."
             )
-        self.factor = features[-1].stride * scale
+        self.factor, self.method = features[-1].stride * scale, method
+        if method not in ("bilinear", "deconvolution", "interp_map"):
+            raise ConfigError(f"head 'upsample': method {method!r} is not bilinear, deconvolution or interp_map.")
+        if method == "deconvolution" and self.factor % 2:
+            raise ConfigError(f"head 'upsample': deconvolution needs an even factor, not {self.factor}; take bilinear.")
 
     def forward(self, features: Sequence[Tensor], x: Tensor) -> Tensor:
         """See :class:`Head`."""
-        return upsample(features[-1], self.factor)
+        if self.method == "interp_map":
+            probabilities = interp_map(full(features[-1]).softmax(1), self.factor)
+            return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+        return (
+            deconvolution(features[-1], self.factor)
+            if self.method == "deconvolution"
+            else upsample(features[-1], self.factor)
+        )

@@ -65,6 +65,7 @@ class ContextModule(Context):
         init_noise: standard deviation of the noise on the initial weights, relative to the identity's own weight
             1 / width. With 0, the grouped channels of wide layers stay tied for ever.
         residual: ``x + f(x)`` with f starting at zero, for signed features.
+        init: ``identity``, or ``random`` for comparison (He et al. 2015; a residual branch then starts anywhere).
         norm: ``batch``, ``group`` or null after each 3x3 convolution; the start is the identity only without.
         padding: ``each`` layer by its dilation, or ``once`` by the sum of all dilations before the first layer (the
             paper's VOC network); the two differ near borders only. Both pad with zeros.
@@ -81,6 +82,7 @@ class ContextModule(Context):
         *,
         init_noise: float = 0.01,
         residual: bool = False,
+        init: Literal["identity", "random"] = "identity",
         norm: Literal["batch", "group"] | None = None,
         padding: Literal["each", "once"] = "each",
     ) -> None:
@@ -94,18 +96,28 @@ class ContextModule(Context):
             raise ConfigError(f"context: init_noise {init_noise} is negative.")
         if padding not in ("each", "once"):
             raise ConfigError(f"context: padding {padding!r} is not 'each' or 'once'.")
+        if init not in ("identity", "random"):
+            raise ConfigError(f"context: init {init!r} is not 'identity' or 'random'.")
         self.residual = residual
         self.margin = sum(dilations) if padding == "once" else 0
         self._receptive_field = 1 + 2 * sum(dilations)
         channels = [in_channels, *(in_channels * width for width in widths)]
+
+        def start(conv: nn.Conv2d, *, zero: bool = False) -> None:
+            if init == "identity":
+                identity_(conv, in_channels, init_noise, zero=zero)
+                return
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # Conv2d's bias is typed Optional; it is there
+
         layers: list[nn.Module] = []
         for (c_in, c_out), dilation in zip(pairwise(channels), dilations, strict=True):
             pad = 0 if self.margin else dilation
             conv = nn.Conv2d(c_in, c_out, 3, padding=pad, dilation=dilation)
-            identity_(conv, in_channels, init_noise)
+            start(conv)
             layers += [conv, make_norm(norm, c_out), nn.ReLU(inplace=True)] if norm else [conv, nn.ReLU(inplace=True)]
         last = nn.Conv2d(channels[-1], in_channels, 1)
-        identity_(last, in_channels, init_noise, zero=residual)
+        start(last, zero=residual)
         self.layers = nn.Sequential(*layers, last)
 
     @property

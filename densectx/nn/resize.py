@@ -53,3 +53,39 @@ def mirror(x: Tensor, margin: int) -> Tensor:
         index = torch.arange(-margin, n + margin, device=x.device) % (2 * n)
         x = x.index_select(dim, torch.where(index < n, index, 2 * n - 1 - index))
     return x
+
+
+def reflect101(x: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """Mirror without the edge pixel (OpenCV's reflect-101), as often as it takes; negative margins cut off.
+
+    (..., H, W) -> (..., H + top + bottom, W + left + right), any size >= 1; numpy's ``pad(mode="reflect")``.
+    """
+    for dim, before, after in ((-2, top, bottom), (-1, left, right)):
+        n = x.shape[dim]
+        if before or after:
+            index = torch.arange(-before, n + after, device=x.device) % max(2 * (n - 1), 1)
+            x = x.index_select(dim, torch.where(index < n, index, 2 * (n - 1) - index))
+    return x
+
+
+def interp_map(x: Tensor, factor: int) -> Tensor:
+    """Bilinear with cell i at pixel ``factor * i``: (B, C, h, w) -> (B, C, h * factor, w * factor).
+
+    ``interp_map`` of Yu & Koltun's code, without the half-pixel shift of :func:`upsample`; pixels behind the last cell
+    repeat it, where theirs would read beyond the map.
+    """
+    h, w = x.shape[-2:]
+    padded = F.pad(x, (0, 1, 0, 1), mode="replicate")
+    y = F.interpolate(padded, size=(h * factor + 1, w * factor + 1), mode="bilinear", align_corners=True)
+    return y[..., : h * factor, : w * factor]
+
+
+def deconvolution(x: Tensor, factor: int) -> Tensor:
+    """Fixed bilinear transposed convolution, kernel 2 f, stride f, padding f / 2: (B, C, h, w) -> (B, C, h f, w f).
+
+    Caffe's bilinear filler: :func:`upsample` but for the outer f / 2 pixels, which fade to 0.
+    """
+    position = torch.arange(2 * factor, dtype=x.dtype, device=x.device)
+    line = 1 - (position / factor - (2 * factor - 1 - factor % 2) / (2 * factor)).abs()
+    weight = (line[:, None] * line).expand(x.shape[1], 1, -1, -1)
+    return F.conv_transpose2d(x, weight, stride=factor, padding=factor // 2, groups=x.shape[1])
