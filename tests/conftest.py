@@ -61,3 +61,79 @@ def data_root():
     if not folder:
         pytest.skip("needs real data: set DENSECTX_DATA to its folder")
     return Path(folder)
+
+
+def _varint(value):
+    """A number as protocol buffers write it; negative ones as 64 bits of two's complement."""
+    value, out = value % 2**64, bytearray()
+    while value >= 128:
+        out.append(value % 128 + 128)
+        value //= 128
+    return bytes([*out, value])
+
+
+def _message(*fields):
+    """A message of (number, bytes) and (number, int) fields."""
+    parts = [
+        _varint(number * 8) + _varint(value)
+        if isinstance(value, int)
+        else _varint(number * 8 + 2) + _varint(len(value)) + value
+        for number, value in fields
+    ]
+    return b"".join(parts)
+
+
+def _blob(array, packed, legacy, double):
+    import numpy as np
+
+    data, number = (array.astype("<f8" if double else "<f4"), 8 if double else 5)
+    if packed:
+        values = _message((number, data.tobytes()))
+    else:
+        tag, width = _varint(number * 8 + (1 if double else 5)), data.itemsize
+        rows = np.empty((data.size, width + 1), np.uint8)
+        rows[:, 0], rows[:, 1:] = tag[0], np.frombuffer(data.tobytes(), np.uint8).reshape(-1, width)
+        values = rows.tobytes()
+    if legacy:
+        return _message(*enumerate((1,) * (4 - array.ndim) + array.shape, 1)) + values
+    dims = _message((1, b"".join(map(_varint, array.shape)))) if packed else _message(*((1, d) for d in array.shape))
+    return _message((7, dims)) + values
+
+
+@pytest.fixture(scope="session")
+def caffemodel():
+    """The bytes of a ``.caffemodel`` of {layer: arrays}, written from caffe.proto's field numbers.
+
+    Args of the function: the layers; ``old`` for the older message of layers, ``packed`` or one field a number,
+    ``legacy`` for four dimensions instead of a shape, ``double`` for numbers of 64 bits.
+    """
+
+    def write(layers, *, old=False, packed=True, legacy=False, double=False):
+        name, blobs, layer = (4, 6, 2) if old else (1, 7, 100)
+        found = [_message((1, b"a net"), (3, b"data"))]  # the net's name and the name of its input
+        for key, arrays in layers.items():
+            kind = (5, 4) if old else (2, b"Convolution")
+            parts = [(blobs, _blob(a, packed, legacy, double)) for a in arrays]
+            found.append(_message((layer, _message((name, key.encode()), kind, *parts))))
+        return b"".join(found)
+
+    return write
+
+
+@pytest.fixture
+def thin():
+    """A published network by name with few channels and random weights, in evaluation mode."""
+    import torch
+
+    from densectx.model import DenseModel
+    from densectx.registry import MODELS
+    from densectx.types import SourceInfo
+
+    def thin(name, *, width=4, fc=8, device="cpu", **backbone):
+        config = MODELS.get(name)()
+        config["backbone"] |= {"width": width, "fc": fc, **backbone}
+        sources = {key: SourceInfo.from_config(value) for key, value in config.pop("sources").items()}
+        with torch.device(device):
+            return DenseModel.from_config(config, sources).eval()
+
+    return thin

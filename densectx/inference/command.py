@@ -87,7 +87,12 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
             metavar="TASK.OPTION=NUMBER",
             help="e.g. denoising.sigma=25; negative: estimated",
         ),
-        parser.add_argument("--tile", choices=("whole",), default="whole", help="images are taken as a whole"),
+        parser.add_argument(
+            "--tile",
+            choices=("whole", "paper"),
+            help="how large images are taken: whole, or paper: in tiles of the size that a published network had"
+            " (default: paper for those networks, else whole)",
+        ),
         parser.add_argument("--raw", action="store_true", help="add <stem>.npy, the model's answer as float32"),
         parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda, ..."),
         parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="bf16: autocast (default: 32)"),

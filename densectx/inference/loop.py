@@ -18,6 +18,7 @@ from densectx.inference.inputs import Found, Job, collect, plan
 from densectx.inference.predictor import Predictor, device_of
 from densectx.inference.reading import Reading
 from densectx.inference.record import FORMAT, JOURNAL, SUMMARY, Record
+from densectx.inference.tiler import Tile
 from densectx.inference.writers import Answer, Encoder, encoders
 from densectx.types import SourceInfo
 
@@ -32,7 +33,7 @@ class Request:
         out: the output folder.
         tasks: keys, None for all.
         options: run-time options of the tasks.
-        tile: how large images are taken; ``"whole"``.
+        tile: how large images are taken; None for what the model is made for.
         raw: whether numbers are written too.
         device: ``"auto"`` or a device of torch.
         precision: ``"32"`` or ``"bf16"`` (autocast).
@@ -44,7 +45,7 @@ class Request:
     out: Path
     tasks: Sequence[str] | None = None
     options: Mapping[str, float] | None = None
-    tile: str = "whole"
+    tile: Tile | None = None
     raw: bool = False
     device: str = "auto"
     precision: str = "32"
@@ -69,8 +70,15 @@ def run(request: Request, say: Callable[[str], None], progress: Callable[[int, i
     """
     model_file = locate(request.model)
     predictor = Predictor(
-        load(request.model), request.tasks, request.options or {}, device_of(request.device), request.precision
+        load(request.model),
+        request.tasks,
+        request.options or {},
+        device_of(request.device),
+        request.precision,
+        request.tile,
     )
+    if predictor.tile != "whole":
+        say(f"densectx: images are taken in tiles: {predictor.tile}.")
     reading = Reading.of(predictor.model, predictor.tasks)
     writers = {real: _writers(predictor, raw=request.raw, real=real) for real in (False, True)}
     out = Path(os.path.realpath(request.out))
@@ -87,7 +95,7 @@ def run(request: Request, say: Callable[[str], None], progress: Callable[[int, i
         "options": {
             "tasks": predictor.tasks,
             "set": predictor.options,
-            "tile": request.tile,
+            "tile": predictor.tile,
             "raw": request.raw,
             "precision": request.precision,
         },

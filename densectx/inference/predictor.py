@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from densectx.errors import ConfigError, unknown
+from densectx.inference.tiler import Tile, check_paper, default_tile, paper_tiles
 from densectx.model import DenseModel
 from densectx.tasks.base import Options
 
@@ -26,9 +27,12 @@ class Predictor:
         options: run-time options.
         device: a device of torch.
         precision: ``"32"`` or ``"bf16"``.
+        tile: how large images are taken, None for what the model is made for, see
+            :func:`densectx.inference.tiler.default_tile`.
 
     Attributes:
         tasks: keys in the model's order.
+        tile: how large images are taken.
         shapes: of the answers to a small gray image, by task.
 
     Raises:
@@ -42,6 +46,7 @@ class Predictor:
         options: Mapping[str, float],
         device: torch.device,
         precision: str,
+        tile: Tile | None = None,
     ) -> None:
         for key in tasks or ():
             if key not in model.tasks:
@@ -52,7 +57,10 @@ class Predictor:
                 raise ConfigError(f"--set {name}: {key!r} is not one of --tasks {','.join(self.tasks)}.")
         self.model, self.options = model.to(device), dict(options)
         self.device, self.precision = device, precision
-        self.shapes = {key: tuple(answer.shape) for key, answer in self(torch.zeros(1, _PROBE, _PROBE)).items()}
+        self.tile = tile or default_tile(model)
+        if self.tile == "paper":
+            check_paper(model, self.tasks)
+        self.shapes = {key: tuple(answer.shape) for key, answer in self._whole(torch.zeros(1, _PROBE, _PROBE)).items()}
 
     def resolve(self, image: Tensor) -> dict[str, float | Tensor | None]:
         """The run-time options for an image; those that were estimated from it are tensors (1,)."""
@@ -65,6 +73,12 @@ class Predictor:
             image: the image.
             options: of this image, as :meth:`resolve` found them; None finds them again.
         """
+        if self.tile == "whole":
+            return self._whole(image, options)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return paper_tiles(self.model, image, self.tasks)
+
+    def _whole(self, image: Tensor, options: Options | None = None) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.model.predict(image, self.tasks, self.options if options is None else options)
 
