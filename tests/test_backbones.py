@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torchvision
 from timm.layers import DropPath
 from torch import nn
 
@@ -31,6 +32,22 @@ def test_dilated_resnet_equals_the_strided_one_on_its_grid(model):
         coarse, fine = strided(dilated.standardize(x))[-1], dilated(x)[-1]
     assert fine.shape[-2:] == (12, 16)
     assert (fine[..., ::4, ::4] - coarse).abs().max() < 1e-10 * coarse.abs().max()
+
+
+@torch.no_grad()
+def test_torchvisions_weights_keep_their_function_when_dilated(tmp_path):
+    strided = torchvision.models.resnet50()
+    randomise_statistics(strided)
+    torch.save(strided.state_dict(), tmp_path / "resnet50.pth")
+    dilated = BACKBONES.build({"name": "dilated_resnet50", "weights": str(tmp_path / "resnet50.pth")}).double().eval()
+    strided = strided.double().eval()
+    x = torch.rand(1, 3, 97, 135, dtype=torch.float64)  # not multiples of 32 either
+    fine, y = dilated(x)[-1], dilated.standardize(x)
+    for name, layer in strided.named_children():
+        if name not in ("avgpool", "fc"):
+            y = layer(y)
+    assert fine.shape[-2:] == (13, 17)
+    assert (fine[..., ::4, ::4] - y).abs().max() < 1e-10 * y.abs().max()
 
 
 def test_dilated_vgg_keeps_the_strided_function_with_dilated_pools_only():

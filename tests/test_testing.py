@@ -42,7 +42,7 @@ from densectx.testing.values import difference, same
 from densectx.types import Feature, SourceInfo
 
 NETS = {"timm": {"name": "timm", "model": "resnet10t"}}
-LIGHT = [name for name in BACKBONES.names() if not name.startswith("dilated_resnet")]  # presets of timm
+LIGHT = [name for name in BACKBONES.names() if not name.startswith(("dilated_resnet", "drn_"))]  # presets
 
 
 def builtin(registry):

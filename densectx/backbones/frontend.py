@@ -81,7 +81,9 @@ class FrontEndVGG16(MarginBackbone):
         self._add("fc6", channels, fc, 7, 4, norm)
         self._add("fc7", fc, fc, 1, 1, norm)
 
-    def _add(self, name: str, channels: int, out: int, kernel: int, dilation: int, norm: str | None) -> None:
+    def _add(
+        self, name: str, channels: int, out: int, kernel: int, dilation: int, norm: Literal["batch", "group"] | None
+    ) -> None:
         pad = 0 if self.margin else dilation * (kernel // 2)
         conv = nn.Conv2d(channels, out, kernel, padding=pad, dilation=dilation)
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")

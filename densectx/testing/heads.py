@@ -145,6 +145,18 @@ def a_correction_starts_at_zero(case: HeadCase) -> None:
         )
 
 
+def reads_what_it_says(case: HeadCase) -> None:
+    """With ``reads_pyramid = False`` the context's level is enough, and the answer is the same to the bit."""
+    head = case.build().eval()
+    levels, x = case.given()
+    expect(isinstance(head.reads_pyramid, bool), f"reads_pyramid is {head.reads_pyramid!r}", "make it true or false")
+    if head.reads_pyramid:
+        return
+    with torch.no_grad():
+        equal = same(head(levels, x), head(levels[-1:], x))
+    expect(equal, "without the pyramid it answers differently", "set reads_pyramid = True, or read features[-1] only")
+
+
 def answers_samples_one_by_one(case: HeadCase) -> None:
     """In evaluation mode a sample's output does not depend on the batch, and nothing is random."""
     head = case.build().eval()
@@ -205,6 +217,7 @@ CHECKS: Final = (
     takes_a_trunk_at_stride_1,
     gradient_reaches_every_parameter,
     a_correction_starts_at_zero,
+    reads_what_it_says,
     answers_samples_one_by_one,
     leaves_its_arguments_and_the_process,
     is_alike_in_bf16,
