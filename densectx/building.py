@@ -21,6 +21,7 @@ from densectx.data.module import DataModule
 from densectx.errors import ConfigError
 from densectx.loggers import MetricsFile
 from densectx.model import DenseModel
+from densectx.model_names import Named, check_classes
 from densectx.module import DenseModule
 from densectx.registry import allowed_imports
 from densectx.types import SourceInfo
@@ -46,6 +47,7 @@ def build_module(
     lr_scheduler: LRSchedulerCallable | None = None,
     balancing: str = "fixed",
     freeze: list[str] | None = None,
+    cache_features: str | None = None,
     param_groups: list[dict[str, Any]] | None = None,
     channels_last: bool = False,
     compile: bool = False,  # noqa: A002 - the name users know
@@ -66,6 +68,7 @@ def build_module(
         lr_scheduler: class_path and init_args, stepped every optimizer step.
         balancing: fixed or uncertainty.
         freeze: names of modules that are not trained.
+        cache_features: folder where the features of a frozen backbone and projection are kept.
         param_groups: list of {match: pattern on parameter names, lr: ...}; the first that matches counts.
         channels_last: memory format.
         compile: torch.compile in place.
@@ -81,6 +84,7 @@ def build_module(
         balancing=balancing,
         seed=seed,
         freeze=freeze or (),
+        cache_features=cache_features,
         param_groups=param_groups or (),
         channels_last=channels_last,
         compile=compile,
@@ -93,10 +97,11 @@ class _CLI(LightningCLI):
 
     Args:
         extra: built arguments of the trainer, which no config can hold.
+        base: the named model that the config starts from; data with other classes is refused.
     """
 
-    def __init__(self, extra: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        self._extra = extra
+    def __init__(self, extra: dict[str, Any], base: Named | None, *args: Any, **kwargs: Any) -> None:
+        self._extra, self._base = extra, base
         super().__init__(*args, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -110,7 +115,12 @@ class _CLI(LightningCLI):
         return super().instantiate_trainer(plugins=plugins, **self._extra, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("data", "model.sources", compute_fn=DataModule.info, apply_on="instantiate")
+        parser.link_arguments("data", "model.sources", compute_fn=self._sources, apply_on="instantiate")
+
+    def _sources(self, data: DataModule) -> dict[str, SourceInfo]:
+        if self._base is not None:
+            check_classes(self._base, self.config["model"], data.info())
+        return data.info()
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
@@ -136,8 +146,17 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         )
 
 
-def instantiate(config: Mapping[str, Any], folder: Path, command: str) -> tuple[pl.Trainer, DenseModule, DataModule]:
-    """Build data, model and trainer by LightningCLI; nothing reads data yet."""
+def instantiate(
+    config: Mapping[str, Any], folder: Path, command: str, base: Named | None = None
+) -> tuple[pl.Trainer, DenseModule, DataModule]:
+    """Build data, model and trainer by LightningCLI; nothing reads data yet.
+
+    Args:
+        config: composed.
+        folder: of the run.
+        command: ``fit``, ``validate`` or ``test``.
+        base: the named model that the config starts from.
+    """
     values = {key: deepcopy(config.get(key) or {}) for key in ("model", "data", "trainer")}
     seed = config.get("seed_everything", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
@@ -173,6 +192,7 @@ def instantiate(config: Mapping[str, Any], folder: Path, command: str) -> tuple[
     try:
         cli = _CLI(
             extra,
+            base,
             build_module,
             DataModule,
             save_config_callback=None,
@@ -184,6 +204,10 @@ def instantiate(config: Mapping[str, Any], folder: Path, command: str) -> tuple[
             auto_configure_optimizers=False,
         )
     except (ArgumentError, TypeError, ValueError, MisconfigurationException) as error:
+        if isinstance(error.__cause__, ConfigError):  # of _sources
+            raise error.__cause__ from None
         raise ConfigError(" ".join(str(error).split())) from error
+    if command == "fit":
+        cli.model.configure_optimizers()  # what it refuses is refused before data is read
     cli.model.config = deepcopy(dict(config))
     return cli.trainer, cli.model, cli.datamodule

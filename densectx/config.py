@@ -6,16 +6,20 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeAlias, final
 
 from densectx.errors import ConfigError, suggest
 from densectx.interpolation import resolve
+from densectx.model_names import Named, named
 from densectx.yamlfile import dump, load_yaml, parse_yaml
 
 __all__ = ["COLLECTIONS", "Composed", "check_keys", "compose", "dump", "load_yaml"]
 
 COLLECTIONS: Final = frozenset({"model.tasks", "data.sources"})
 """Mappings whose keys the user chooses: ``null`` removes an entry, and an entry called ``name`` is nothing special."""
+
+Layer: TypeAlias = tuple[dict[str, Any], str]
+"""A mapping to merge, and where it comes from."""
 
 _ABSENT: Final = object()
 
@@ -28,10 +32,12 @@ class Composed:
     Attributes:
         values: plain values, interpolations resolved.
         origins: dotted key path -> ``"file A.yaml"`` or ``"flag"``, for leaves and mappings.
+        base: the named model that ``model`` starts from, None without ``model.name``.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    base: Named | None = None
 
     def where(self, path: str) -> str:
         """Where the value at a dotted key path, or else its nearest parent, comes from."""
@@ -54,6 +60,10 @@ def compose(
     a mapping whose ``name`` or ``class_path`` changes forgets what earlier layers gave it; ``null`` removes an
     entry of ``model.tasks`` and ``data.sources``. Flags may come in any order; of two values for one key the last wins.
 
+    ``model.name`` names a model of ``densectx list models``: its config is what the files and flags are merged onto,
+    and, if it has weights, ``init_from`` is its name unless something else is given. The result has no ``name`` any
+    more: it says everything, so that a saved config means the same when the named model has changed.
+
     Args:
         files: YAML files.
         flags: (dotted key path, YAML text), e.g. ``("model.tasks.denoising.sigma", "50")``.
@@ -65,14 +75,45 @@ def compose(
             removal of what is not there, an interpolation that cannot be resolved.
     """
     composed = Composed()
-    layers = [(load_yaml(path), f"file {path}") for path in files]
-    for layer, origin in (*layers, (_flag_layer(flags), "flag")):
+    layers: list[Layer] = [*((load_yaml(path), f"file {path}") for path in files), (_flag_layer(flags), "flag")]
+    for layer, origin in layers:
         _refuse_nan(layer, "", origin)
+    composed.base, layers = _onto_named(layers)
+    for layer, origin in layers:
         _merge(composed, composed.values, layer, "", origin)
     if check is not None:
         check(composed)
     composed.values = _inline(resolve(composed.values, composed.where), composed.values, "")
     return composed
+
+
+def _onto_named(layers: Sequence[Layer]) -> tuple[Named | None, list[Layer]]:
+    """The model that the layers name, and the layers behind one that is its config.
+
+    Another name forgets the ``model`` of the layers before, as everywhere.
+    """
+    found: Named | None = None
+    name: Any = _ABSENT
+    kept = [({**layer}, origin) for layer, origin in layers]
+    for place, (layer, origin) in enumerate(kept):
+        model = layer.get("model")
+        if isinstance(model, str) and "${" not in model:
+            model = {"name": model}
+        if not isinstance(model, Mapping) or "name" not in model:
+            continue
+        if model["name"] != name:
+            try:
+                found = named(model["name"])
+            except ConfigError as error:
+                raise ConfigError(f"{error.message} ({origin})", "model.name") from None
+            for earlier, _ in kept[:place] if name is not _ABSENT else ():
+                earlier.pop("model", None)
+            name = model["name"]
+        layer["model"] = {key: value for key, value in model.items() if key != "name"}
+    if found is None:
+        return None, kept
+    base: dict[str, Any] = {"model": found.config} | ({"init_from": found.name} if found.has_weights else {})
+    return found, [(base, f"model {found.name}"), *kept]
 
 
 def _refuse_nan(node: Any, path: str, origin: str) -> None:

@@ -15,9 +15,9 @@ from densectx.nn.colour import grey
 from densectx.nn.context import Context
 from densectx.nn.norm import NORMS, select, set_norm
 from densectx.nn.on_colour import luma_only, per_channel
-from densectx.nn.precision import full
+from densectx.nn.precision import full, no_autocast
 from densectx.nn.projection import PROJECTION, make_projection
-from densectx.nn.resize import pad_to_multiple, reflect101
+from densectx.nn.resize import missing, pad_to_multiple, reflect101
 from densectx.registry import BACKBONES, CONTEXTS, TASKS
 from densectx.tasks.base import Options, Task
 from densectx.tasks.options import flat, grouped, repeated, resolved
@@ -25,6 +25,8 @@ from densectx.types import Feature, SourceInfo
 
 _KEYS = ("backbone", "projection", "context", "tasks", "norm", "ablate")
 Pass: TypeAlias = tuple[int, str | None, int]
+Keep: TypeAlias = Callable[[Tensor, int, Callable[[Tensor], Tensor]], Tensor]
+"""(trunk input, its surround, what computes the projected features of an input) -> those features, perhaps kept."""
 
 
 @final
@@ -65,6 +67,7 @@ class DenseModel(nn.Module):
         self.kinds = dict(kinds or {})
         self.config = dict(config or {})
         self.stride = max(feature.stride for feature in backbone.features)
+        self.kept: Keep | None = None  # in its place the trunk is asked for what is not there; pyramids are not kept
 
     def task(self, key: str) -> Task:
         """The task of a key."""
@@ -143,7 +146,7 @@ class DenseModel(nn.Module):
             if margin := self.margin:
                 assert isinstance(self.backbone, MarginBackbone)
                 before = margin - surround
-                bottom, right = (before + (2 * surround - size) % self.stride for size in x.shape[-2:])
+                bottom, right = (before + missing(size - 2 * surround, self.stride) for size in x.shape[-2:])
                 pyramid = self.backbone.valid(reflect101(x, before, bottom, before, right))
             else:
                 pyramid = self.backbone(pad_to_multiple(x, self.stride))
@@ -172,7 +175,7 @@ class DenseModel(nn.Module):
             kind = self.kinds.get(key)
             this = (id(adapted), kind, border)
             if this not in passes:
-                passes[this] = (adapted, self.trunk(adapted, kind, border))
+                passes[this] = (adapted, self._levels(adapted, kind, border))
             *pyramid, projected = passes[this][1]
             which = "shared" if "shared" in self.context else key
             if (this, which) not in contexts:  # only right behind the pass of its kind
@@ -185,6 +188,11 @@ class DenseModel(nn.Module):
             height, width = ((size - 2 * border) * task.scale // task.input_scale for size in x.shape[-2:])
             outputs[key] = output[..., first : first + height, first : first + width]
         return outputs
+
+    def _levels(self, x: Tensor, kind: str | None, surround: int) -> list[Tensor]:
+        if self.kept is None:
+            return self.trunk(x, kind, surround)
+        return [self.kept(x, surround, lambda part: self.trunk(part, kind, surround)[-1])]
 
     @torch.no_grad()
     def predict(
@@ -257,11 +265,11 @@ class DenseModel(nn.Module):
 
     def _answers(self, keys: Iterable[str], image: Tensor, options: Mapping[str, Options]) -> dict[str, Tensor]:
         def run(some: Iterable[str], batch: Tensor) -> dict[str, Tensor]:
-            times = len(batch) // len(image)  # a gray model takes the channels of an image as so many images
-            with torch.autocast(batch.device.type, enabled=False):
+            times = batch.shape[0] // image.shape[0]  # a gray model takes the channels of an image as so many images
+            with no_autocast(batch.device):
                 inputs = {key: self.task(key).inputs(batch, repeated(options.get(key, {}), times)) for key in some}
             outputs = self(inputs)
-            with torch.autocast(batch.device.type, enabled=False):
+            with no_autocast(batch.device):
                 return {k: self.task(k).postprocess(full(y), inputs[k]) for k, y in outputs.items()}
 
         def only(key: str, batch: Tensor) -> Tensor:

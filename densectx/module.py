@@ -10,6 +10,7 @@ from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, get_world_size, is_available, is_initialized
 from torch.optim import Optimizer
@@ -17,10 +18,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from densectx.balancing import make_balancing
 from densectx.errors import ConfigError, NumericError, suggest, unknown
+from densectx.feature_cache import FeatureCache
 from densectx.model import DenseModel
 from densectx.nn.norm import PerInput
 from densectx.nn.precision import full
 from densectx.rng import generator, seed_of
+from densectx.surround import surround_of, with_surround
 from densectx.tasks.base import Target
 from densectx.types import Batch
 
@@ -45,6 +48,8 @@ class DenseModule(pl.LightningModule):
         seed: counted randomness of samples and dropout starts from it.
         freeze: names of modules of the model (``backbone``, ``tasks.denoising.head``) that are not trained; their
             batch norms keep their statistics.
+        cache_features: folder where the features of a frozen backbone and projection are kept, see
+            :class:`densectx.feature_cache.FeatureCache`; for inputs that come back (whole pictures, mirrored or not).
         param_groups: ``{"match": pattern on parameter names ("backbone.*", "*.bias"), "lr": ...}`` and other options
             of the optimizer; the first that matches counts.
         channels_last: memory format of the model; faster with bf16 on CPU and with tensor cores.
@@ -61,6 +66,7 @@ class DenseModule(pl.LightningModule):
         balancing: str = "fixed",
         seed: int = 0,
         freeze: Sequence[str] = (),
+        cache_features: str | None = None,
         param_groups: Sequence[Mapping[str, Any]] = (),
         channels_last: bool = False,
         compile: bool = False,  # noqa: A002 - the name users know
@@ -71,10 +77,12 @@ class DenseModule(pl.LightningModule):
         self.balancing = make_balancing(balancing, {key: model.task(key).weight for key in model.tasks})
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.seed, self.config = seed, dict(config or {})
-        self.param_groups = {str(group.get("match")): dict(group) for group in param_groups}
+        self.param_groups = {_pattern(group): dict(group) for group in param_groups}
         self.frozen = [_submodule(model, name) for name in freeze]
         for module in self.frozen:
             module.requires_grad_(False)
+        self.features = FeatureCache(cache_features, model, self.frozen) if cache_features else None
+        model.kept = self.features
         if compile:
             limit = 8 * len(set(model.kinds.values())) or None  # torch's own 8, for each kind of input
             # part by part: what lies between them shares passes by object identity, which a graph cannot hold
@@ -94,8 +102,8 @@ class DenseModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; its mean over ranks is the loss of the global batch."""
-        inputs, targets = self._prepare(batch)
-        outputs = self.model(inputs)
+        inputs, targets, surround = self._prepare(batch)
+        outputs = self._run(inputs, surround)
         with torch.autocast(self.device.type, enabled=False):
             terms = {key: self.model.task(key).loss(full(y), targets[key]) for key, y in outputs.items()}
             zero = torch.zeros((), device=self.device)
@@ -153,6 +161,9 @@ class DenseModule(pl.LightningModule):
             for option in group:
                 if option not in ("match", *optimizer.defaults):
                     raise ConfigError(unknown("optimizer option", option, optimizer.defaults), "model.param_groups")
+                value, usual = group[option], optimizer.defaults.get(option)
+                if type(usual) in (int, float) and type(value) not in (int, float):
+                    raise ConfigError(f"{option}: expected a number, got {value!r}.", "model.param_groups")
             if group.get("lr", 0) < 0:
                 raise ConfigError(f"lr {group['lr']} is negative.", "model.param_groups")
         if self.make_scheduler is None:
@@ -166,6 +177,12 @@ class DenseModule(pl.LightningModule):
                 "schedules step with the optimizer and see no metric; take another.", "model.lr_scheduler"
             )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        """Say whether keeping features was worth it."""
+        if self.features is not None:
+            found = self.features
+            rank_zero_info(f"model.cache_features {found.folder}: {found.read} read, {found.computed} computed.")
 
     # evaluation
 
@@ -190,8 +207,8 @@ class DenseModule(pl.LightningModule):
 
     def answer(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Target]]:
         """{task: (postprocessed prediction, x, target)} of the tasks that a batch has data for."""
-        inputs, targets = self._prepare(batch)
-        outputs = self.model(inputs)
+        inputs, targets, surround = self._prepare(batch)
+        outputs = self._run(inputs, surround)
         with torch.autocast(self.device.type, enabled=False):
             return {
                 key: (self.model.task(key).postprocess(full(y), inputs[key]), inputs[key], targets[key])
@@ -209,9 +226,11 @@ class DenseModule(pl.LightningModule):
     # parts
 
     @torch.no_grad()
-    def _prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Target]]:
+    def _prepare(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Target], dict[str, int]]:
+        """Inputs and targets of the tasks that a batch has data for; the surroundings in inputs that have some."""
         inputs: dict[str, Tensor] = {}
         targets: dict[str, Target] = {}
+        surround: dict[str, int] = {}
         with torch.autocast(self.device.type, enabled=False):
             for key in self.model.tasks:
                 task = self.model.task(key)
@@ -221,7 +240,14 @@ class DenseModule(pl.LightningModule):
                 device = sample["image"].device
                 rngs = [generator(self.seed, task.source, *k, key, device=device) for k in sample["key"].tolist()]
                 inputs[key], targets[key] = task.prepare(sample, rngs)
-        return inputs, targets
+                if border := surround_of(sample, inputs[key], key, task.source):
+                    surround[key] = border
+        return inputs, targets, surround
+
+    def _run(self, inputs: Mapping[str, Tensor], surround: Mapping[str, int]) -> dict[str, Tensor]:
+        """The outputs in the size of the targets: zeros where x is surroundings, for which no target is known."""
+        outputs: dict[str, Tensor] = self.model(inputs, surround)
+        return outputs | {k: with_surround(outputs[k], self.model.task(k), s) for k, s in surround.items()}
 
     def _sum_over_ranks(self, totals: Tensor) -> int:
         """Sum in place; returns the number of ranks."""
@@ -282,6 +308,16 @@ class DenseModule(pl.LightningModule):
                 values = metrics.compute()
             self.log_dict({f"{stage}/{key}/{name}": value.float() for name, value in values.items()}, batch_size=1)
             metrics.reset()
+
+
+def _pattern(group: Any) -> str:
+    """What a group of ``param_groups`` is for."""
+    pattern = group.get("match") if isinstance(group, Mapping) else None
+    if not isinstance(pattern, str):
+        others = [str(key) for key in group if key != "match"] if isinstance(group, Mapping) else []
+        near = next((found for key in others if (found := suggest(key, ["match"])) != "."), ".")
+        raise ConfigError(f"expected {{match: pattern, lr: ...}}, got {group!r}{near}", "model.param_groups")
+    return pattern
 
 
 def _submodule(model: DenseModel, name: str) -> nn.Module:

@@ -28,17 +28,21 @@ from densectx.errors import ConfigError, DataError, PluginError, StorageError
 from densectx.model import DenseModel
 from densectx.precision import native_precision
 from densectx.registry import allow_import
+from densectx.report.build import write_report
+from densectx.report.environment import record
 from densectx.runs import newest, run_folder
 from densectx.typecheck import describe, fits
 from densectx.usage import help_text
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+_REPORTED = 64  # samples of each source that the report of a fit looks at, or trainer.limit_val_batches if less
 _OPTIONS: dict[str, Takes] = {
     "--allow-changed": "values",
     "--allow-import": "values",
     "--ckpt_path": "value",
     "--debug": "nothing",
     "--name": "value",
+    "--no-report": "nothing",
     "--print_config": "nothing",
     "--resume": "value",
 }
@@ -78,7 +82,7 @@ def main(command: str, argv: Sequence[str]) -> int:
     folder = run_folder(root, name) if fresh else run or root
     source = options.get("--resume") if command == "fit" else options.get("--ckpt_path")
     try:
-        trainer, module, data = instantiate(config, folder, command)
+        trainer, module, data = instantiate(config, folder, command, composed.base)
         checkpoint = _checkpoint(
             command, source, run, config, module.model, arguments.options.get("--allow-changed", [])
         )
@@ -87,8 +91,11 @@ def main(command: str, argv: Sequence[str]) -> int:
                 rank_zero_info(init_from(module.model, config["init_from"]))
             if trainer.is_global_zero:
                 (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+                record(folder, trainer.strategy.root_device, trainer.world_size)
             rank_zero_info(f"Run folder: {folder}")
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if trainer.is_global_zero and "--no-report" not in options:
+                _report(folder, trainer)
         else:
             if checkpoint:
                 load_weights(module.model, read(checkpoint)[0], str(checkpoint))
@@ -117,9 +124,27 @@ def main(command: str, argv: Sequence[str]) -> int:
     return 0
 
 
+def _report(folder: Path, trainer: pl.Trainer) -> None:
+    """The page of the run; the fit is done, so that whatever goes wrong here is only told. No rank waits for it."""
+    if not (folder / "checkpoints").is_dir():  # checkpoints were switched off: nothing to look at
+        return
+    batches = trainer.limit_val_batches
+    limit = max(1, min(_REPORTED, batches)) if isinstance(batches, int) else _REPORTED
+    try:
+        path, missing = write_report(folder, limit=limit, device=trainer.strategy.root_device)
+    except Exception as error:
+        sys.stderr.write(f"densectx: report: not written: {' '.join(f'{type(error).__name__}: {error}'.split())}\n")
+        return
+    for left_out in missing:
+        sys.stderr.write(f"densectx: report: left out: {left_out}\n")
+    rank_zero_info(f"Report: {path}")
+
+
 def _refuse_misplaced(command: str, options: Mapping[str, str]) -> None:
     if command == "fit" and "--ckpt_path" in options:
         raise ConfigError("fit has no --ckpt_path: --resume goes on with a run, init_from: FILE only takes weights.")
+    if command != "fit" and "--no-report" in options:
+        raise ConfigError(f"{command} has no --no-report: it writes none; densectx report RUN does.")
     if command != "fit" and "--resume" in options:
         raise ConfigError(f"{command} has no --resume: name the weights with --ckpt_path FILE or RUN.")
 
@@ -168,7 +193,7 @@ def _check_keys(composed: Composed) -> None:
     config = composed.values
     check_keys(config, TOP_LEVEL, "", composed)
     known = {
-        "model": set(inspect.signature(build_module).parameters) - {"sources", "seed"},
+        "model": set(inspect.signature(build_module).parameters) - {"sources", "seed"} | {"name"},
         "data": set(inspect.signature(DataModule).parameters) - {"seed"},
         "trainer": set(inspect.signature(pl.Trainer).parameters),
     }

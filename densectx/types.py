@@ -19,7 +19,9 @@ Sample: TypeAlias = "dict[str, Tensor]"
 ``gray``   () bool, true where the file has one channel (its image is replicated to C)
 ``mask``   (H, W) int64 class ids
 ``target`` (K, H * scale, W * scale) float32, any other dense target, see SourceInfo.target; NaN where unlabelled
-``valid``  (H, W) bool, false where augmentation padded the image; absent where it did not
+``valid``  (H, W) bool, false where augmentation padded the image, and in its surround; absent where it did not
+``surround`` () int64: so many pixels on each side of the image are what surrounds the part that is learned from: no
+           label counts there, and a network need not answer for them; absent where there are none
 ``key``    (2,) int64: pass over the source and index in it (what randomness is counted from)
 
 A label that a sample does not have is an absent key; in a batch it is filled with ignore or NaN.

@@ -36,6 +36,7 @@ def help_text(command: str) -> str:
     if command == "fit":
         lines.append("  --resume RUN|FILE|auto go on with a run; refuses a changed config")
         lines.append("  --allow-changed KEY    changed all the same")
+        lines.append("  --no-report            leave out RUN/report.html, which looks at 64 samples a source")
     else:
         lines.append("  --ckpt_path FILE|RUN   weights to measure")
     return "\n".join(lines) + "\n"

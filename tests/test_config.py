@@ -195,7 +195,7 @@ SPECS = st.recursive(
     lambda inner: st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=8,
 )
-LAYERS = st.dictionaries(st.sampled_from(["model", "data"]), SPECS, max_size=2)
+LAYERS = st.dictionaries(st.sampled_from(["trainer", "data"]), SPECS, max_size=2)  # in model, a name is that of a model
 
 
 def leaves(node, path=()):

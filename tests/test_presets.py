@@ -53,7 +53,8 @@ def stems(data):
 def test_presets_are_known_without_files(name, preset):
     options = {"scale": 2} if name == "paired" else {}
     info = build(name, "nowhere", preset, **options)["train"].info
-    counts = {"ade20k": 150, "camvid": 11, "cityscapes": 19, "kitti": 19, "sbd": 21, "voc": 21, "voc_aug": 21}
+    counts = {"ade20k": 150, "camvid": 11, "camvid_road": 11, "cityscapes": 19, "kitti": 19, "kitti_road": 11}
+    counts |= {"sbd": 21, "voc": 21, "voc_aug": 21}
     assert len(info.classes) == len(info.palette) == len(set(info.classes)) == counts.get(preset, 0)
     with pytest.raises(ConfigError, match=f"did you mean '{preset}'"):
         build(name, "nowhere", f"{preset}x", **options)
@@ -206,6 +207,27 @@ def test_kitti(tmp_path):
     assert [len(data[split]) for split in SPLITS] == [3, 0, 3]
     assert data["train"][0]["mask"][0].tolist() == [13, 10, 255] * 2
     assert "mask" not in data["test"][0]
+
+
+def test_road_scenes_have_the_classes_of_the_published_weights(tmp_path):
+    image(tmp_path / "kitti/training/image_2/000000_10.png")
+    mask(tmp_path / "kitti/training/semantic/000000_10.png", [7, 8, 31, 33, 22, 4])
+    kitti = build("image_mask", tmp_path / "kitti", "kitti_road")["train"]
+    for subset in SPLITS:
+        image(tmp_path / f"camvid/{subset}/a.png")
+        mask(tmp_path / f"camvid/{subset}annot/a.png", [0, 3, 4, 8, 10, 11])
+        text(tmp_path / f"camvid/{subset}.txt", f"/SegNet/CamVid/{subset}/a.png /SegNet/CamVid/{subset}annot/a.png")
+    camvid, own = (build("image_mask", tmp_path / "camvid", preset)["train"] for preset in ("camvid_road", "camvid"))
+    assert kitti.info.classes == camvid.info.classes == class_names.ROAD
+
+    def said(dataset):
+        return ["void" if i == dataset.info.ignore_index else dataset.info.classes[i] for i in dataset[0]["mask"][0]]
+
+    assert said(kitti) == ["Road", "Sidewalk", "Car", "Bicyclist", "Tree", "void"]
+    renamed = {"Pavement": "Sidewalk", "SignSymbol": "Sign"}
+    assert said(camvid) == [renamed.get(name, name) for name in said(own)]
+    colours = [dict(zip(d.info.classes, d.info.palette, strict=True)) for d in (camvid, own)]
+    assert all(colours[0][renamed.get(n, n)] == c for n, c in colours[1].items() if n not in ("Pavement", "Pedestrian"))
 
 
 def test_ade20k(tmp_path):

@@ -97,6 +97,43 @@ def pad(sample: Sample, size: Size, info: SourceInfo) -> Sample:
     return padded
 
 
+def surrounded(sample: Sample, place: Size, size: Size, border: int, info: SourceInfo) -> Sample:
+    """The window of ``size`` at ``place`` with ``border`` more pixels of what surrounds it on each side.
+
+    Beyond the picture the image is mirrored without its edge pixel (reflect-101), as often as it takes. Labels are
+    kept where window and picture overlap and are unknown elsewhere, also beside the window inside the picture;
+    ``valid`` is false there.
+
+    Args:
+        sample: parts of one size.
+        place: first row and column; negative, or near the end, for a window that reaches beyond the picture.
+        size: of the window.
+        border: pixels on each side, in the image's pixels as all of these.
+        info: of the source.
+
+    Returns:
+        New parts of ``size`` + 2 ``border``.
+    """
+    found = {}
+    for key, part in sample.items():
+        by = _factor(key, info)
+        axes = list(zip((-2, -1), (p * by for p in place), (s * by for s in size), strict=True))
+        if key == "image":
+            for axis, first, length in axes:
+                index = _mirrored(first - border, first + length + border, part.shape[axis])
+                part = part.index_select(axis, index)
+            found[key] = part
+            continue
+        edge = border * by
+        shape = (*part.shape[:-2], *(length + 2 * edge for _, _, length in axes))
+        fill = False if key == "valid" else unlabelled(part, info)
+        found[key] = part.new_full(shape, fill)
+        inside = [slice(max(first, 0), min(first + length, part.shape[axis])) for axis, first, length in axes]
+        there = [slice(i.start - f + edge, i.stop - f + edge) for i, (_, f, _) in zip(inside, axes, strict=True)]
+        found[key][..., there[0], there[1]] = part[..., inside[0], inside[1]]
+    return found
+
+
 def unlabelled(like: Tensor, info: SourceInfo) -> float:
     """The value of a label that is not known: ``ignore_index`` for whole numbers, true for bools, else NaN."""
     if like.dtype == torch.bool:
@@ -106,6 +143,12 @@ def unlabelled(like: Tensor, info: SourceInfo) -> float:
 
 def _factor(key: str, info: SourceInfo) -> int:
     return info.scale if key == "target" else 1
+
+
+def _mirrored(start: int, stop: int, length: int) -> Tensor:
+    """Indices start..stop of an axis that goes on as numpy's ``pad(mode="reflect")``, length >= 1."""
+    index = torch.arange(start, stop) % max(2 * (length - 1), 1)
+    return torch.where(index < length, index, 2 * (length - 1) - index)
 
 
 def _kind(key: str, info: SourceInfo) -> str:

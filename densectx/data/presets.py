@@ -25,6 +25,11 @@ _CITYSCAPES = {
     "remap": dict.fromkeys(range(-1, 34), "ignore") | {old: new for new, old in enumerate(names.CITYSCAPES_IDS)},
 }
 
+# Cityscapes' labelIds of each class of names.ROAD; walls are buildings, lights signs, terrain trees, trucks, buses and
+# trains cars, riders and motorcycles bicyclists
+_ROAD_IDS = ((11, 12), (21, 22), (23,), (26, 27, 28, 31), (19, 20), (7,), (24,), (13,), (17,), (8,), (25, 32, 33))
+_ROAD_REMAP = {old: new for new, ids in enumerate(_ROAD_IDS) for old in ids}
+
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "folder": {
         # DIV2K (Agustsson, Timofte 2017); its 800 + 100 images in full resolution
@@ -72,6 +77,17 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "ignore_index": 11,
             "size": (360, 480),
         },
+        # the same in the names and order of Yu & Koltun's published weights
+        "camvid_road": {
+            "images": "{subset}",
+            "masks": "{subset}annot",
+            "lists": "{subset}.txt",
+            "classes": names.ROAD,
+            "palette": names.ROAD_PALETTE,
+            "ignore_index": 255,
+            "remap": {11: "ignore"} | {old: new for new, old in enumerate((1, 5, 0, 8, 6, 3, 9, 7, 2, 4, 10))},
+            "size": (360, 480),
+        },
         # Cityscapes (Cordts et al. 2016), fine annotations; the masks of its test split are not public
         "cityscapes": {
             **_CITYSCAPES,
@@ -86,6 +102,16 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             **_CITYSCAPES,
             "images": "{subset}/image_2",
             "masks": "{subset}/semantic",
+            "splits": {"train": {"from": ["training"]}, "val": None, "test": {"from": ["testing"], "labels": False}},
+        },
+        # the same in the 11 classes of Yu & Koltun's tables, put together as CamVid's are
+        "kitti_road": {
+            "images": "{subset}/image_2",
+            "masks": "{subset}/semantic",
+            "classes": names.ROAD,
+            "palette": names.ROAD_PALETTE,
+            "ignore_index": 255,
+            "remap": dict.fromkeys(range(-1, 34), "ignore") | _ROAD_REMAP,
             "splits": {"train": {"from": ["training"]}, "val": None, "test": {"from": ["testing"], "labels": False}},
         },
         # Semantic Boundaries Dataset (Hariharan et al. 2011), folder benchmark_RELEASE; shares images with VOC's val

@@ -15,7 +15,7 @@ from densectx.data.geometry import Size
 from densectx.errors import ConfigError, DataError, suggest
 from densectx.types import Sample, SourceInfo
 
-_OPTIONS = ("scale", "crop", "pad", "rare", "rotate90", "flip", "vertical_flip", "color", "cutmix")
+_OPTIONS = ("scale", "crop", "surround", "pad", "rare", "rotate90", "flip", "vertical_flip", "color", "cutmix")
 
 
 @final
@@ -30,8 +30,12 @@ class Augment:
         scale: ``[lo, hi]`` factors, 0 < lo <= hi, uniform; None keeps the size. Without ``pad`` lo is raised so far
             that the scaled image covers the crop.
         crop: size of the result, one number or ``[height, width]``; None keeps all.
+        surround: pixels around the crop that the sample has too, for networks whose margins are to see what is really
+            there: real ones in the picture, mirrored ones (reflect-101) beyond. Nothing there is labelled, ``valid``
+            is false. Samples are crop + 2 surround in size and have ``surround``.
         pad: enlarge images that are smaller than the crop, see :func:`densectx.data.geometry.pad`; samples get
-            ``valid``. Without a crop, collation enlarges to the largest of a batch.
+            ``valid``. Without a crop, collation enlarges to the largest of a batch. With ``surround`` the picture is
+            in the middle of the crop, and what is around it is mirrored.
         rare: ``{classes: [names or ids], probability: 0.5}``, see :class:`densectx.data.crops.Rare`.
         rotate90: turn by a multiple of 90 degrees. Those by 90 and 270 are drawn only where the result has its size:
             where the turned crop fits, or, without a crop, from square images.
@@ -43,7 +47,7 @@ class Augment:
         where: key path of the options, for messages.
 
     Attributes:
-        size: (H, W) of the results if all have the same, else None.
+        size: (H, W) of the results if all have the same, else None; with the surroundings.
 
     Raises:
         ConfigError: a value outside these ranges, or options that do not go with each other or with the source.
@@ -53,6 +57,7 @@ class Augment:
         self,
         scale: Sequence[float] | None = None,
         crop: int | Sequence[int] | None = None,
+        surround: int = 0,
         pad: bool = False,
         rare: Mapping[str, Any] | None = None,
         rotate90: bool = False,
@@ -67,6 +72,7 @@ class Augment:
         self.info = info or SourceInfo()
         self.scale = _scale(scale, f"{where}.scale")
         self.crop = None if crop is None else size_of(crop, f"{where}.crop")
+        self.surround = _pixels(surround, f"{where}.surround")
         self.pad = _flag(pad, f"{where}.pad")
         self.rare = None if rare is None else Rare.from_config(rare, self.info, f"{where}.rare")
         self.rotate90 = _flag(rotate90, f"{where}.rotate90")
@@ -75,6 +81,8 @@ class Augment:
         self.color = share(color, f"{where}.color")
         self.cutmix = share(cutmix, f"{where}.cutmix")
         self.size = self.crop or (self.info.size if self.scale == (1, 1) else None)
+        if self.crop and self.surround:
+            self.size = self.crop[0] + 2 * self.surround, self.crop[1] + 2 * self.surround
         self._check(where)
 
     def _check(self, where: str) -> None:
@@ -84,6 +92,11 @@ class Augment:
             raise ConfigError(
                 f"{where}.crop: {_x(self.crop)} is larger than the images, {_x(size)}, at their largest scale"
                 f" ({self.scale[1]:g}); choose a smaller crop, or pad: true."
+            )
+        if self.surround and not self.crop:
+            raise ConfigError(
+                f"{where}.surround: a whole picture has no surroundings, and a network mirrors it by itself; set"
+                f" {where}.crop, or leave surround out."
             )
         if self.rare and not self.crop:
             raise ConfigError(f"{where}.rare: says where a crop is placed, and there is no crop; set {where}.crop.")
@@ -131,12 +144,17 @@ class Augment:
         size = self._scaled_size(height, width, crop, rng)
         if size != (height, width):
             parts = geometry.resize(parts, size, self.info)
-        if self.pad and "valid" not in parts:
+        if (self.pad or self.surround) and "valid" not in parts:
             parts["valid"] = torch.ones(size, dtype=torch.bool)
         if crop:
             taken = min(crop[0], size[0]), min(crop[1], size[1])
             place = self.rare.place(parts["mask"], taken, rng) if self.rare and "mask" in parts else None
-            parts = geometry.window(parts, place or anywhere(size, taken, rng), taken, self.info)
+            place = place or anywhere(size, taken, rng)
+            if self.surround:
+                place = place[0] - (crop[0] - taken[0]) // 2, place[1] - (crop[1] - taken[1]) // 2
+                parts = geometry.surrounded(parts, place, crop, self.surround, self.info)
+            else:
+                parts = geometry.window(parts, place, taken, self.info)
         if turn:
             parts = {key: part.rot90(turn, (-2, -1)) for key, part in parts.items()}
         for wanted, axis in ((self.flip, -1), (self.vertical_flip, -2)):
@@ -147,7 +165,9 @@ class Augment:
             pictures = ["image", *(["target"] if self.info.target == "image" and "target" in parts else [])]
             changed = recolour([parts[key] for key in pictures], self.color, gray, rng)
             parts |= dict(zip(pictures, changed, strict=True))
-        if self.pad and self.crop:
+        if self.surround:
+            sample = {**sample, "surround": torch.tensor(self.surround)}
+        elif self.pad and self.crop:
             parts = geometry.pad(parts, self.crop, self.info)
         return {**sample, **{key: part.contiguous() for key, part in parts.items()}}
 
@@ -201,6 +221,12 @@ def _scale(value: Any, where: str) -> tuple[float, float]:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value < float("inf")
+
+
+def _pixels(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigError(f"{where}: expected a number of pixels of at least 0, got {value!r}.")
+    return value
 
 
 def _flag(value: Any, where: str) -> bool:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, final
 
-import torch
 from torch import Tensor, nn
 
 from densectx.errors import ConfigError
 from densectx.heads.base import Head
 from densectx.nn.precision import full
-from densectx.nn.resize import bicubic, deconvolution, interp_map, upsample
+from densectx.nn.resize import bicubic, deconvolution, log_interp_map, upsample
 from densectx.types import Feature
 
 
@@ -28,6 +27,8 @@ class Linear(Head):
         residual: given by the task; adds the (bicubically enlarged) input, and starts at zero.
         dropout: probability, on whole channels.
     """
+
+    reads_pyramid = False
 
     def __init__(
         self,
@@ -68,6 +69,8 @@ class Upsample(Head):
         ConfigError: other channels than the task's, another method, a factor that the method cannot do.
     """
 
+    reads_pyramid = False
+
     def __init__(
         self,
         features: Sequence[Feature],
@@ -90,8 +93,7 @@ class Upsample(Head):
     def forward(self, features: Sequence[Tensor], x: Tensor) -> Tensor:
         """See :class:`Head`."""
         if self.method == "interp_map":
-            probabilities = interp_map(full(features[-1]).softmax(1), self.factor)
-            return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+            return log_interp_map(full(features[-1]).log_softmax(1), self.factor)
         return (
             deconvolution(features[-1], self.factor)
             if self.method == "deconvolution"

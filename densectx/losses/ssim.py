@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from densectx.errors import ConfigError
 from densectx.losses.base import Loss
 from densectx.metrics.ssim import ssim_map, window_size
-from densectx.nn.precision import full
+from densectx.nn.precision import full, no_autocast
 
 
 @final
@@ -35,7 +34,7 @@ class SSIM(Loss):
 
     def forward(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) float twice, NaN = unlabelled -> (sum over images, number of images), float32."""
-        with torch.autocast(output.device.type, enabled=False):
+        with no_autocast(output.device):
             output, target = full(output), full(target)
             unlabelled = target.isnan()
             # zeros on both sides before the filter: a NaN behind it would poison the gradient

@@ -19,7 +19,8 @@ def sites(pattern: str, height: int, width: int, device: torch.device | None = N
         device: of the result.
     """
     cell = torch.tensor(["RGB".index(colour) for colour in pattern], device=device).view(2, 2)
-    colour = cell.repeat(-(-height // 2), -(-width // 2))[:height, :width]
+    rows, columns = (torch.arange(size, device=device) % 2 for size in (height, width))
+    colour = cell[rows][:, columns]
     return (colour == torch.arange(3, device=device).view(3, 1, 1))[None]
 
 

@@ -6,19 +6,19 @@ import kornia.color
 import torch
 from torch import Tensor
 
-from densectx.nn.precision import full
+from densectx.nn.precision import full, no_autocast
 
 
 def rgb_to_lab(x: Tensor) -> Tensor:
     """Convert sRGB in [0, 1] to CIE Lab (D65; L 0..100, a and b about -110..110): (B, 3, H, W) float32."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         lab: Tensor = kornia.color.rgb_to_lab(full(x))
         return lab
 
 
 def lab_to_rgb(x: Tensor) -> Tensor:
     """CIE Lab to sRGB, clipped to [0, 1] where the colour is outside the gamut: (B, 3, H, W) float32."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         rgb: Tensor = kornia.color.lab_to_rgb(full(x), clip=True)
         return rgb
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densectx.nn.resize import mirror
+from densectx.nn.precision import no_autocast
+from densectx.nn.resize import for_all_sizes, mirror
 
 _DIFFERENCE = (1.0, -6.0, 15.0, -20.0, 15.0, -6.0, 1.0)  # sixth differences, in both directions
 _BLOCK, _SHARE = 16, 0.1  # pixels of a block's side; which block counts, from the flattest on
@@ -68,11 +71,14 @@ def signal_noise(image: Tensor) -> tuple[Tensor, Tensor]:
 
 def _blocks(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance of the noise and whether it can be told, of N blocks: (B * C, N) each."""
-    with torch.autocast(image.device.type, enabled=False):
+    with no_autocast(image.device):
         reach = len(_DIFFERENCE) - 1
         x = image.float().flatten(0, 1)[:, None]
-        if min(x.shape[-2:]) < _BLOCK + reach:
-            x = mirror(x, (_BLOCK + reach + 1) // 2)
+        least, margin = _BLOCK + reach, (_BLOCK + reach + 1) // 2
+        if for_all_sizes(x):
+            x = _mirrored_below(x, least, margin)
+        elif min(x.shape[-2:]) < least:
+            x = mirror(x, margin)
         kernel = x.new_tensor(_DIFFERENCE)
         kernel = kernel / kernel.square().sum().sqrt()
         detail = F.conv2d(F.conv2d(x, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).square()
@@ -89,3 +95,15 @@ def _flattest(variance: Tensor, usable: Tensor) -> Tensor:
     order = variance.masked_fill(~usable, torch.inf).sort(1).values
     place = (_SHARE * (usable.sum(1) - 1)).round().long().clamp_min(0)
     return order.gather(1, place[:, None])[:, 0] / _SHARE_OF_VARIANCE
+
+
+def _mirrored_below(x: Tensor, least: int, margin: int) -> Tensor:
+    """:func:`mirror` by a margin if a side is below ``least``, decided by the graph that is being exported."""
+    sides = [torch.scalar_tensor(size, dtype=torch.int64, device=x.device) for size in x.shape[-2:]]
+    more = torch.where(torch.minimum(*sides) < least, margin, 0)
+    for dim, side in zip((-2, -1), sides, strict=True):
+        size = cast("int", (side + 2 * more).item())
+        torch._check(size >= least)  # the graph cannot know it, and what follows has no smaller form
+        index = (torch.arange(size, device=x.device) - more) % (2 * side)
+        x = x.index_select(dim, torch.where(index < side, index, 2 * side - 1 - index))
+    return x

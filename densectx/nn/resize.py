@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,8 +14,23 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
     Valid at every size >= 1; returns the very tensor if nothing has to be added.
     """
-    bottom, right = -x.shape[-2] % multiple, -x.shape[-1] % multiple
+    bottom, right = (missing(size, multiple) for size in x.shape[-2:])
+    if multiple > 1 and for_all_sizes(x):
+        for dim, more in ((-2, bottom), (-1, right)):
+            index = torch.arange(x.shape[dim] + more, device=x.device).clamp_max(x.shape[dim] - 1)
+            x = x.index_select(dim, index)
+        return x
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+
+
+def for_all_sizes(x: Tensor) -> bool:
+    """Whether a graph is being exported that must not branch on the size of x, (..., H, W)."""
+    return torch.compiler.is_exporting() and any(isinstance(size, torch.SymInt) for size in x.shape[-2:])
+
+
+def missing(size: int, multiple: int) -> int:
+    """What makes a size a multiple: ``-size % multiple``, in a form that keeps a symbolic size a visible multiple."""
+    return (size + multiple - 1) // multiple * multiple - size
 
 
 def upsample(x: Tensor, factor: int) -> Tensor:
@@ -39,6 +56,11 @@ def bicubic(x: Tensor, *, up: int = 1, down: int = 1) -> Tensor:
     """
     if up == down:
         return x
+    if up & (up - 1):  # thirds are no floats: in float32 places are off by more the larger the picture, 1e-4 at 2000
+        if torch.compiler.is_exporting():
+            return _bicubic_phases(x, up)
+        if x.dtype == torch.float32 and x.device.type != "mps":
+            return bicubic(x.double(), up=up).float()
     margin = 4 * down  # the antialiased kernel reaches 2 * down pixels; a multiple of down keeps the phase
     size = ((x.shape[-2] + 2 * margin) * up // down, (x.shape[-1] + 2 * margin) * up // down)
     y = F.interpolate(mirror(x, margin), size=size, mode="bicubic", antialias=True, align_corners=False)
@@ -46,11 +68,30 @@ def bicubic(x: Tensor, *, up: int = 1, down: int = 1) -> Tensor:
     return y[..., crop : size[0] - crop, crop : size[1] - crop]
 
 
+def _bicubic_phases(x: Tensor, factor: int) -> Tensor:
+    """Enlarge by a small convolution for each of the places that a pixel has between its neighbours.
+
+    What :func:`bicubic` does, for a graph that is exported: runtimes find the places in float32.
+    (B, C, H, W) -> (B, C, H * factor, W * factor). The kernel is Keys' (1981) with a = -0.5.
+    """
+    batch, channels, height, width = x.shape
+    reach = 2
+    place = (torch.arange(factor, device=x.device, dtype=torch.float64) + 0.5) / factor - 0.5
+    d = (place[:, None] - torch.arange(-reach, reach + 1, device=x.device)).abs()
+    near, far = ((1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2)
+    weight = torch.where(d <= 1, near, torch.where(d < reach, far, 0.0)).to(x.dtype)[:, None]  # (factor, 1, 5)
+    y = mirror(x, reach).reshape(batch * channels, 1, height + 2 * reach, width + 2 * reach)
+    y = F.conv2d(y, weight[..., None]).transpose(1, 2).reshape(batch * channels, 1, height * factor, width + 2 * reach)
+    y = F.conv2d(y, weight[:, :, None]).permute(0, 2, 3, 1)
+    return y.reshape(batch, channels, height * factor, width * factor)
+
+
 def mirror(x: Tensor, margin: int) -> Tensor:
     """Mirror with the edge pixel repeated (MATLAB's ``symmetric``), at any size: (..., H, W) -> (..., H+2m, W+2m)."""
     for dim in (-2, -1):
         n = x.shape[dim]
-        index = torch.arange(-margin, n + margin, device=x.device) % (2 * n)
+        period = torch.full((), 2 * n, device=x.device)  # ONNX takes no symbolic number here
+        index = torch.arange(-margin, n + margin, device=x.device) % period
         x = x.index_select(dim, torch.where(index < n, index, 2 * n - 1 - index))
     return x
 
@@ -63,7 +104,8 @@ def reflect101(x: Tensor, top: int, bottom: int, left: int, right: int) -> Tenso
     for dim, before, after in ((-2, top, bottom), (-1, left, right)):
         n = x.shape[dim]
         if before or after:
-            index = torch.arange(-before, n + after, device=x.device) % max(2 * (n - 1), 1)
+            period = torch.full((), max(2 * (n - 1), 1), device=x.device)
+            index = torch.arange(-before, n + after, device=x.device) % period
             x = x.index_select(dim, torch.where(index < n, index, 2 * (n - 1) - index))
     return x
 
@@ -78,6 +120,20 @@ def interp_map(x: Tensor, factor: int) -> Tensor:
     padded = F.pad(x, (0, 1, 0, 1), mode="replicate")
     y = F.interpolate(padded, size=(h * factor + 1, w * factor + 1), mode="bilinear", align_corners=True)
     return y[..., : h * factor, : w * factor]
+
+
+def log_interp_map(x: Tensor, factor: int) -> Tensor:
+    """:func:`interp_map` of numbers given and returned as their logarithms, however small they are.
+
+    (B, C, h, w) -> (B, C, h * factor, w * factor); at pixel ``factor * i`` cell i itself, to the last bit.
+    """
+    for axis in (2, 3):
+        cells = x.shape[axis]
+        after = torch.cat([x.narrow(axis, 1, cells - 1), x.narrow(axis, cells - 1, 1)], axis)
+        shares = [step / factor for step in range(1, factor)]
+        between = [torch.logaddexp(x + log(1 - share), after + log(share)) for share in shares]
+        x = torch.stack([x, *between], axis + 1).flatten(axis, axis + 1)
+    return x
 
 
 def deconvolution(x: Tensor, factor: int) -> Tensor:

@@ -55,6 +55,8 @@ class Task(nn.Module, ABC):
             class of the source), ``"labels"`` (an independent probability for each class), ``"restored"`` (the input,
             improved: gray if the input is), ``"values"`` (numbers that are no picture: metres, disparities) or
             ``"image"`` (any other picture if it has 1 or 3 channels, else numbers).
+        turns: whether a turned or mirrored image may be answered and the answer turned back (``predict --tta``);
+            false where places have a meaning, as in a mosaic.
     """
 
     requires: tuple[str, ...] = ("image",)
@@ -70,6 +72,7 @@ class Task(nn.Module, ABC):
     convention: str = ""
     on_colour: Literal["per_channel", "luma", "gray"] = "gray"
     output: Literal["classes", "labels", "restored", "values", "image"] = "image"
+    turns: bool = True
 
     def __init__(self, source: str, weight: float, *, channels: int, in_channels: int, maps: int = 0) -> None:
         super().__init__()

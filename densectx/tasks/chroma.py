@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from densectx.errors import ConfigError
 from densectx.nn.ab_bins import BINS, AbBins
-from densectx.nn.precision import full
+from densectx.nn.precision import full, no_autocast
 from densectx.nn.resize import upsample
 
 AB_SCALE = 110.0  # chroma in units of about 1; Zhang et al. 2016 use the same number
@@ -88,13 +88,13 @@ class Bins(Chroma):
 
     def ab(self, output: Tensor) -> Tensor:
         """The annealed means, enlarged and cropped."""
-        with torch.autocast(output.device.type, enabled=False):
+        with no_autocast(output.device):
             answer = upsample(self.bins.decode(self.logits(output), self.temperature), self.stride)
         return answer[..., : output.shape[-2], : output.shape[-1]]
 
     def logits(self, output: Tensor) -> Tensor:
         """(B, width, H, W) -> (B, 313, H / stride, W / stride), rounded up."""
-        with torch.autocast(output.device.type, enabled=False):
+        with no_autocast(output.device):
             logits: Tensor = self.classifier(self._cells(full(output)))
             return logits
 

@@ -45,6 +45,7 @@ class Demosaicing(Task):
     score = Score("cpsnr", "bilinear")
     convention = f"8-bit RGB, crop {BORDER}, per image, peak 255"
     output = "image"
+    turns = False
 
     def __init__(
         self,

@@ -182,7 +182,8 @@ def _level(name: str, value: float | Tensor | None, high: float, image: Tensor) 
     """An option of ``predict`` as (B, 1, 1, 1)."""
     if value is None:
         raise ConfigError(f"denoising needs the noise level of the image: {name} is not given.")
-    level = torch.as_tensor(value, dtype=torch.float32, device=image.device).expand(len(image)).view(-1, 1, 1, 1)
+    number = value if isinstance(value, Tensor) else torch.full((), float(value), device=image.device)
+    level = number.to(image.device, torch.float32).expand(image.shape[0]).view(-1, 1, 1, 1)
     # a graph that is being exported has no numbers to check
     if not torch.compiler.is_compiling() and not bool(((level >= 0) & (level <= high)).all()):
         raise ConfigError(

@@ -47,6 +47,11 @@ def repeated(options: Options, times: int) -> Options:
     return {k: v.repeat_interleave(times) if isinstance(v, Tensor) else v for k, v in options.items()}
 
 
+def one_of(options: Options, number: int) -> dict[str, float | Tensor | None]:
+    """The options of one image of a batch."""
+    return {k: v[number : number + 1] if isinstance(v, Tensor) else v for k, v in options.items()}
+
+
 def grouped(options: Options) -> dict[str, dict[str, float | Tensor | None]]:
     """``{"denoising.sigma": 25}`` as ``{"denoising": {"sigma": 25}}``."""
     found: dict[str, dict[str, float | Tensor | None]] = {}
@@ -62,6 +67,6 @@ def flat(options: Mapping[str, Options]) -> dict[str, float | Tensor | None]:
 
 
 def _one_an_image(name: str, value: Tensor, image: Tensor) -> Tensor:
-    if value.ndim > 1 or value.numel() not in (1, len(image)):
+    if value.ndim > 1 or value.numel() not in (1, image.shape[0]):
         raise ConfigError(f"option {name}: a tensor of shape {tuple(value.shape)} for {len(image)} images.")
-    return value.to(image.device, torch.float32).expand(len(image))
+    return value.to(image.device, torch.float32).expand(image.shape[0])

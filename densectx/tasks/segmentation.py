@@ -46,6 +46,8 @@ class Segmentation(Task):
         classes: number of classes, null for what the source says; another number is refused.
         head: spec of the head.
         loss: spec of the loss, or a list of them; null for cross_entropy, in the other modes bce.
+        label_stride: N to learn from the pixels (N i, N j) only; metrics look at all. With 8 and a head ``upsample``
+            of method ``interp_map`` this is the loss of Yu & Koltun (2016), on the labels under their cells.
         boundary: also measure boundary IoU in bands of this width / diagonal of the picture (Cheng et al. 2021: 0.02).
     """
 
@@ -66,13 +68,16 @@ class Segmentation(Task):
         classes: int | None = None,
         head: Spec = "linear",
         loss: Spec | Sequence[Spec] | None = None,
+        label_stride: int = 1,
         boundary: float | None = None,
     ) -> None:
         super().__init__(source, weight, channels=info.channels, in_channels=in_channels)
         _check_source(mode, source, info, classes)
         if boundary is not None and not 0 < boundary < 1:
             raise ConfigError(f"segmentation: boundary {boundary} is no share of the diagonal; the paper takes 0.02.")
-        self.info, self.mode = info, mode
+        if label_stride < 1:
+            raise ConfigError(f"segmentation: label_stride {label_stride} is not positive.")
+        self.info, self.mode, self.label_stride = info, mode, label_stride
         count = len(info.classes)
         form: Form = "ids" if mode == "multiclass" else "labels"
         self.logits = 1 if mode == "binary" else count
@@ -90,8 +95,8 @@ class Segmentation(Task):
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:
         """The image itself, and the mask or the labels."""
-        key = self.requires[1]
-        return batch["image"], {key: batch[key]}
+        kept = (self.requires[1], *(["surround"] if self.label_stride > 1 and "surround" in batch else []))
+        return batch["image"], {key: batch[key] for key in kept}
 
     def inputs(self, image: Tensor, options: Options) -> Tensor:
         """The image itself."""
@@ -99,12 +104,15 @@ class Segmentation(Task):
 
     def loss(self, output: Tensor, target: Target) -> Terms:
         """Logits (B, K, H, W), binary (B, 1, H, W)."""
-        if self.mode == "multilabel":
-            return self.criterion(output, target["target"])
-        mask = target["mask"]
+        truth = target[self.requires[1]]
+        if self.label_stride > 1:  # counted from the first pixel that is no surroundings
+            first = int(target["surround"][0]) % self.label_stride if "surround" in target else 0
+            grid = (..., slice(first, None, self.label_stride), slice(first, None, self.label_stride))
+            output, truth = output[grid], truth[grid]
         if self.mode == "binary":
-            mask = (mask == 1).to(output.dtype).masked_fill(mask == self.info.ignore_index, torch.nan)[:, None]
-        return self.criterion(output, mask)
+            unknown = truth == self.info.ignore_index
+            truth = (truth == 1).to(output.dtype).masked_fill(unknown, torch.nan)[:, None]
+        return self.criterion(output, truth)
 
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
         """Probabilities (B, K, H, W)."""

@@ -78,7 +78,7 @@ def shipped():
 def configs():
     """{stem: config} of all shipped ones, with the smallest network of the same options: that only saves time."""
     found = {file.stem: yaml.safe_load(file.read_text()) for file in shipped()}
-    whole = {stem: _shrunk(config) for stem, config in found.items() if "backbone" in config.get("model", {})}
+    whole = {s: _shrunk(config) for s, config in found.items() if {"backbone", "name"} & config.get("model", {}).keys()}
     base = {"test_nyud": "depth_motorcycle"}
     overlays = {
         stem: {BASE: whole[base.get(stem, "quickstart")], **config}
@@ -89,8 +89,10 @@ def configs():
 
 
 def _shrunk(config):
-    backbone = config["model"]["backbone"]
-    if isinstance(backbone, dict) and backbone["name"].startswith("dilated_resnet"):
+    backbone = config["model"].get("backbone", {})
+    if "name" in config["model"]:  # a published network
+        config["model"]["backbone"] = {"width": 4, "fc": 8}
+    if isinstance(backbone, dict) and backbone.get("name", "").startswith("dilated_resnet"):
         backbone["name"] = "dilated_resnet18"
     config.setdefault("trainer", {})["accelerator"] = "cpu"
     return config

@@ -1,0 +1,91 @@
+"""Models by name, ``densectx list models``, as what a config starts from. Importing it imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+from densectx.errors import ConfigError, PluginError
+from densectx.registry import MODELS
+from densectx.types import SourceInfo
+
+
+@final
+@dataclass(frozen=True)
+class Named:
+    """A model of the registry.
+
+    Attributes:
+        name: as it was given.
+        config: its ``model`` part, in plain types: backbone, projection, context, tasks and so on.
+        sources: what its tasks' data sources are.
+        has_weights: whether ``init_from`` and ``load`` take the name.
+    """
+
+    name: str
+    config: dict[str, Any]
+    sources: dict[str, SourceInfo]
+    has_weights: bool
+
+
+def named(name: object) -> Named:
+    """The model of a name; one that is a file gives what its header says.
+
+    Raises:
+        ConfigError: no name, or an unknown one, with the nearest known.
+        CheckpointError: the file cannot be read.
+        PluginError: its package cannot be used, or gives neither a config nor a file.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"expected a name of `densectx list models`, got {name!r}.")
+    if "${" in name:
+        raise ConfigError(f"{name!r} is not known before the files are merged; write the name itself.")
+    given = MODELS.get(name)()
+    has_weights = not isinstance(given, Mapping)
+    if has_weights:
+        from densectx.checkpoint import read  # needs torch, which a config alone does not
+
+        given = read(given)[1].get("model")
+    if not isinstance(given, Mapping) or "backbone" not in given:
+        raise PluginError(f"model {name!r} gives neither a model config nor a file that has one; repair its package.")
+    config = {str(key): value for key, value in given.items() if key != "sources"}
+    config["tasks"] = {key: task for key, task in config.get("tasks", {}).items() if task is not None}
+    sources = {key: SourceInfo.from_config(info) for key, info in given.get("sources", {}).items()}
+    return Named(name, config, sources, has_weights)
+
+
+def check_classes(base: Named, config: Mapping[str, Any], sources: Mapping[str, SourceInfo]) -> None:
+    """Refuse data whose classes are not those of the model that a config starts from.
+
+    ``classes: N`` of a task says that other classes are meant.
+
+    Args:
+        base: the model.
+        config: the composed ``model`` part.
+        sources: of the data.
+
+    Raises:
+        ConfigError: a task has other classes than the model's, in number, name or order; both are named.
+    """
+    for key, task in (config.get("tasks") or {}).items():
+        old = base.config["tasks"].get(key)
+        if not isinstance(old, Mapping) or not isinstance(task, Mapping):
+            continue
+        source = str(task.get("source"))
+        if source not in sources or old.get("source") not in base.sources:
+            continue
+        theirs, ours = base.sources[old["source"]].classes, sources[source].classes
+        if theirs == ours or task.get("classes") == len(ours) != old.get("classes"):
+            continue
+        raise ConfigError(
+            f"model {base.name!r} has {_said(theirs)}, but source {source!r} has {_said(ours)}. Bring the source's into"
+            " the model's order (classes, remap), or, to learn other classes from the start, say so with"
+            f" model.tasks.{key}.classes: {len(ours)}.",
+            f"model.tasks.{key}",
+        )
+
+
+def _said(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    return f"{len(classes)} classes ({shown})" if classes else "no classes"

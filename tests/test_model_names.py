@@ -1,0 +1,266 @@
+"""``model.name``: a config that starts from a named model, of a config and of a file."""
+
+import contextlib
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+import densectx
+from densectx import cli
+from densectx.checkpoint import save_safetensors
+from densectx.config import compose
+from densectx.errors import ConfigError, PluginError
+from densectx.registry import MODELS
+from densectx.types import SourceInfo
+
+NAMES = ("astronaut", "brick", "camera")
+INFO = SourceInfo(classes=NAMES, palette=((1, 2, 3),) * 3, keys=("image", "mask"))
+NET = {
+    "backbone": {"name": "plain", "width": 6, "depth": 2},
+    "projection": {"channels": 3, "activation": "none"},
+    "context": {"name": "large", "padding": "once", "dilations": [1, 2], "widths": [1, 2]},
+    "tasks": {"segmentation": {"name": "segmentation", "source": "scenes", "head": "upsample"}},
+    "sources": {"scenes": INFO.to_config()},
+}
+OTHER = {**NET, "backbone": {"name": "plain", "width": 4}, "norm": "group"}
+
+CONFIG = """
+model:
+  name: test-net
+  backbone: {width: 8}
+  tasks: {segmentation: {source: photos}}
+  optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.01}}
+data:
+  sources: {photos: {name: mosaic, size: 24, length: 4, val_length: 2, names: [astronaut, brick, camera]}}
+  num_workers: 0
+trainer:
+  {accelerator: cpu, max_steps: 2, val_check_interval: 2, check_val_every_n_epoch: null, enable_progress_bar: false}
+"""
+
+
+def net():
+    return NET
+
+
+def other():
+    return OTHER
+
+
+@pytest.fixture(autouse=True)
+def named(tmp_path, monkeypatch):
+    """The models of this file, and a file CONFIG in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(CONFIG)
+    sources = {"scenes": INFO}
+    model = densectx.DenseModel.from_config({k: v for k, v in NET.items() if k != "sources"}, sources)
+    save_safetensors(model, tmp_path / "whole.safetensors")
+    MODELS.register("test-net")(net)
+    MODELS.register("test-other")(other)
+    whole = MODELS.register("test-whole")(lambda: tmp_path / "whole.safetensors")
+    MODELS.register("test-nothing")(lambda: {"tasks": {}})
+    yield whole
+    for name in ("net", "other", "whole", "nothing"):
+        MODELS.unregister(f"test-{name}")
+
+
+@pytest.fixture
+def merged(tmp_path):
+    """Files given as texts, then flags."""
+
+    def merged(*texts, flags=()):
+        files = [tmp_path / f"{index}.yaml" for index in range(len(texts))]
+        for file, text in zip(files, texts, strict=True):
+            file.write_text(text)
+        return compose(files, flags)
+
+    return merged
+
+
+def command(*arguments):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DENSECTX_RUN", "")
+        status = cli.main(list(map(str, arguments)))
+    return status, out.getvalue(), err.getvalue()
+
+
+PLAIN = {key: value for key, value in NET.items() if key != "sources"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "flags", "changed"),
+    [
+        (["model: {name: test-net}"], [], {}),
+        (["model: test-net"], [], {}),
+        (["{}"], [("model.name", "test-net")], {}),
+        (["{}"], [("model", "test-net"), ("model.norm", "group")], {"norm": "group"}),
+        # what files say is merged onto it, also what comes before the name
+        (["model: {norm: group}", "model: {name: test-net}"], [], {"norm": "group"}),
+        (
+            ["model: {name: test-net, backbone: {width: 9}}"],
+            [("model.backbone.depth", "1")],
+            {"backbone": {"name": "plain", "width": 9, "depth": 1}},
+        ),
+        (["model: {name: test-net, context: none}"], [], {"context": {"name": "none"}}),
+        (["model: {name: test-net}", "model: {context: {name: basic}}"], [], {"context": {"name": "basic"}}),
+        (["model: {name: test-net}", "model: {projection: null}"], [], {"projection": None}),
+        (["model: {name: test-net, tasks: {segmentation: null}}"], [], {"tasks": {}}),
+        (
+            ["model: {name: test-net, tasks: {denoise: {name: denoising}, segmentation: {source: a}}}"],
+            [],
+            {
+                "tasks": {
+                    "segmentation": {"name": "segmentation", "source": "a", "head": "upsample"},
+                    "denoise": {"name": "denoising"},
+                }
+            },
+        ),
+        # another name forgets what earlier files said of the model
+        (["model: {name: test-other, norm: none}", "model: {name: test-net}"], [], {}),
+        (["model: {name: test-other, norm: none}", "model: {balancing: fixed}"], [("model.name", "test-net")], {}),
+        (["model: {name: test-net, norm: none}", "model: {name: test-net}"], [], {"norm": "none"}),
+    ],
+)
+def test_merging(merged, texts, flags, changed):
+    composed = merged(*texts, flags=flags)
+    assert composed.values == {"model": {**PLAIN, **changed}}
+    assert composed.base.name == "test-net"
+    assert NET["backbone"] == {"name": "plain", "width": 6, "depth": 2}, "the registered config is left alone"
+
+
+def test_every_value_says_where_it_is_from(merged, tmp_path):
+    composed = merged("model: {name: test-net, backbone: {width: 9}}", flags=[("model.backbone.depth", "1")])
+    assert composed.where("model.context.padding") == "model test-net"
+    assert composed.where("model.backbone.width") == f"file {tmp_path / '0.yaml'}"
+    assert composed.where("model.backbone.depth") == "flag"
+
+
+def test_references_see_it(merged):
+    values = merged("model: {name: test-net}\ndata: {k: '${model.projection.channels}'}").values
+    assert values["data"] == {"k": 3}
+
+
+def test_a_config_without_a_name_is_as_before(merged):
+    composed = merged("model: {backbone: plain}\nx: '${model.backbone}'")
+    assert (composed.base, composed.values) == (None, {"model": {"backbone": "plain"}, "x": "plain"})
+
+
+def test_a_file_gives_its_config_and_its_weights(merged):
+    composed = merged("model: {name: test-whole}")
+    assert composed.values == {"model": {**PLAIN, "norm": "batch", "ablate": None}, "init_from": "test-whole"} or (
+        composed.values == {"model": PLAIN, "init_from": "test-whole"}
+    )
+    assert merged("model: {name: test-whole}\ninit_from: x").values["init_from"] == "x"
+    assert merged("model: {name: test-whole}", flags=[("init_from", "null")]).values["init_from"] is None
+    assert "init_from" not in merged("model: {name: test-net}").values
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (
+            "model: {name: test-nett}",
+            ConfigError,
+            r"model.name: unknown model 'test-nett'; did you mean 'test-net'.*0.yaml",
+        ),
+        ("model: {name: [1]}", ConfigError, r"model.name: expected a name of `densectx list models`, got \[1\]"),
+        ("model: {name: null}", ConfigError, "model.name: expected a name"),
+        ("model: {name: '${x}'}\nx: test-net", ConfigError, "model.name: .* is not known before the files are merged"),
+        ("model: {name: test-nothing}", PluginError, "gives neither a model config nor a file"),
+    ],
+)
+def test_what_is_no_name(merged, text, error, message):
+    with pytest.raises(error, match=message):
+        merged(text)
+
+
+def test_composing_needs_no_torch(tmp_path):
+    (tmp_path / "b.yaml").write_text("model: {name: dilation8_camvid}")
+    code = "import sys; from densectx.config import compose; v = compose(['b.yaml']).values"
+    code += "; print(v['model']['projection']['channels'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == ["11", "False"]
+
+
+# the command ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_printed_is_all_there_is(tmp_path):
+    status, out, err = command("fit", "-c", "a.yaml", "--print_config")
+    assert status == 0, err
+    printed = yaml.safe_load(out)
+    assert printed["model"]["backbone"] == {"name": "plain", "width": 8, "depth": 2}
+    assert "name" not in printed["model"]
+    (tmp_path / "printed.yaml").write_text(out)
+    assert compose(["printed.yaml"]).values == compose(["a.yaml"]).values
+
+
+def test_a_run_goes_on_and_is_validated_with_either_config(capfd):
+    status, _, err = command("fit", "-c", "a.yaml")
+    assert status == 0, err
+    run = "runs/a/0"
+    saved, own = compose([f"{run}/config.yaml"]).values, compose(["a.yaml"]).values
+    assert saved == own
+    # the named model changes after the run: the run does not
+    MODELS.unregister("test-net")
+    MODELS.register("test-net")(other)
+    meant = ("--allow-changed", "trainer.max_steps")
+    status, _, err = command("fit", "--resume", run, "--trainer.max_steps", "4", *meant)
+    assert status == 0, err
+    MODELS.unregister("test-net")
+    MODELS.register("test-net")(net)
+    status, _, err = command("fit", "-c", "a.yaml", "--resume", run, "--trainer.max_steps", "6", *meant)
+    assert status == 0, err
+    for config in ("a.yaml", f"{run}/config.yaml"):
+        status, validated, err = command("validate", "-c", config, "--ckpt_path", run)
+        assert status == 0, err
+        assert "miou" in validated
+    assert densectx.load(run).predict(torch.rand(3, 9, 9))["segmentation"].shape == (3, 9, 9)
+
+
+def test_weights_of_a_named_file_are_where_training_starts(tmp_path, caplog):
+    (tmp_path / "whole.yaml").write_text(CONFIG.replace("test-net", "test-whole").replace("{width: 8}", "plain"))
+    status, _, err = command("validate", "-c", "whole.yaml")
+    assert status == 0, err
+    status, _, err = command("fit", "-c", "whole.yaml", "--model.optimizer.init_args.lr", "0")
+    assert status == 0, err
+    assert "init_from test-whole: 12 of 12 tensors taken" in caplog.text
+    first, last = densectx.load("whole.safetensors"), densectx.load("runs/whole/0")
+    for key, value in last.state_dict().items():
+        assert torch.equal(value, first.state_dict()[key]), key
+
+
+OTHER_CLASSES = ("--data.sources.photos.names", "[astronaut, brick, grass, hubble]")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (OTHER_CLASSES, ["3 classes (astronaut, brick, camera)", "4 classes (astronaut, brick, grass, hubble)"]),
+        (["--data.sources.photos.names", "[brick, astronaut, camera]"], ["3 classes (brick, astronaut, camera)"]),
+    ],
+)
+def test_data_of_other_classes_is_refused_before_anything_is_built(flags, words):
+    status, _, err = command("fit", "-c", "a.yaml", *flags)
+    assert status == 2
+    assert err.splitlines()[-1].startswith("densectx: error: model.tasks.segmentation: model 'test-net' has 3 classes")
+    for word in (*words, "'photos'", "model.tasks.segmentation.classes: "):
+        assert word in err
+    assert "Traceback" not in err
+
+
+def test_other_classes_can_be_meant():
+    flags = (*OTHER_CLASSES, "--model.tasks.segmentation.classes", "4", "--model.projection.channels", "4")
+    status, _, err = command("fit", "-c", "a.yaml", *flags)
+    assert status == 0, err
+    assert densectx.load("runs/a/0").predict(torch.rand(3, 9, 9))["segmentation"].shape == (4, 9, 9)
+
+
+def test_a_misspelt_name_key_is_told():
+    status, _, err = command("fit", "-c", "a.yaml", "--model.nmae", "test-net")
+    assert status == 2
+    assert "unknown key 'model.nmae' (flag); did you mean 'name'?" in err
