@@ -1,0 +1,1 @@
+"""What a network sees and costs: fields, coverage, equivalent kernels, equivariance, operations, pictures."""
