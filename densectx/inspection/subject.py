@@ -1,0 +1,97 @@
+"""What is inspected: a trained model, a named one, or the model of a config, which needs no data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast, final
+
+import torch
+
+from densectx.arguments import TOP_LEVEL
+from densectx.checkpoint import load
+from densectx.config import Composed, check_keys, compose
+from densectx.data.module import DataModule
+from densectx.errors import ConfigError
+from densectx.inspection.shell import shell_of
+from densectx.model import DenseModel
+from densectx.model_names import Named, named
+from densectx.registry import MODELS
+from densectx.types import SourceInfo
+
+MODEL_KEYS: Final = ("backbone", "projection", "context", "tasks", "norm", "ablate")
+"""Keys of a config's ``model`` that say what the network is."""
+TRAINING_KEYS: Final = (
+    "optimizer", "lr_scheduler", "balancing", "freeze", "cache_features", "param_groups", "channels_last", "compile",
+)  # fmt: skip
+"""Its other keys, which say how it is trained."""
+
+
+@final
+@dataclass(frozen=True)
+class Subject:
+    """A model to inspect.
+
+    Attributes:
+        name: as it was given.
+        kind: ``"weights"`` of a file or run, ``"config"`` of a name or YAML file with fresh weights.
+        shell: the model on the meta device.
+        real: makes it with weights, in evaluation mode.
+    """
+
+    name: str
+    kind: str
+    shell: DenseModel
+    real: Callable[[], DenseModel]
+
+
+def subject_of(name: str, more: Sequence[str] = ()) -> Subject:
+    """Find what is meant.
+
+    Args:
+        name: checkpoint, run folder, ``.safetensors`` file, name of ``densectx list models``, or a YAML config.
+        more: YAML files that are merged after the config.
+
+    Raises:
+        ConfigError: a config that cannot be read or built, ``more`` behind something else.
+        CheckpointError, PluginError: as :func:`densectx.checkpoint.load`.
+    """
+    if Path(name).suffix.lower() in (".yaml", ".yml"):
+        return _of_config(name, compose([name, *more]))
+    if more:
+        raise ConfigError(f"-c {more[0]}: files are merged after a config, and {name!r} is none (.yaml).")
+    if not Path(name).exists() and name in MODELS.names() and not (found := named(name)).has_weights:
+        return _fresh(name, found.config, found.sources)
+    model = load(name)
+    return Subject(name, "weights", cast("DenseModel", shell_of(model).module), lambda: model)
+
+
+def _of_config(name: str, composed: Composed) -> Subject:
+    check_keys(composed.values, TOP_LEVEL, "", composed)
+    model, data = composed.values.get("model"), composed.values.get("data")
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"{name}: has no model to inspect; expected model.backbone, model.tasks and so on.")
+    check_keys(model, (*MODEL_KEYS, *TRAINING_KEYS), "model", composed)
+    sources = dict(composed.base.sources) if isinstance(composed.base, Named) else {}
+    if isinstance(data, Mapping) and data.get("sources"):
+        sources |= DataModule(data["sources"], num_workers=0).info()
+    return _fresh(name, {key: value for key, value in model.items() if key in MODEL_KEYS}, sources)
+
+
+def _fresh(name: str, config: Mapping[str, Any], sources: Mapping[str, SourceInfo]) -> Subject:
+    backbone = config.get("backbone")
+    if isinstance(backbone, Mapping):  # what the network is does not depend on the weights it would start from
+        config = {**config, "backbone": {k: v for k, v in backbone.items() if k not in ("weights", "pretrained")}}
+
+    def real() -> DenseModel:
+        with torch.random.fork_rng(devices=[]):  # the same fresh weights at each call
+            torch.manual_seed(0)
+            return DenseModel.from_config(config, sources).eval()
+
+    try:
+        with torch.device("meta"):
+            shell = real()
+    except (NotImplementedError, RuntimeError):  # a part that computes with its numbers while it is built
+        shell = cast("DenseModel", shell_of(real()).module)
+    return Subject(name, "config", shell, real)
