@@ -6,12 +6,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, NoReturn, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NoReturn, get_args
 
 from densectx.config import check_keys, compose
 from densectx.data.base import Split
+from densectx.data.causes import Expected
+from densectx.data.findings import Problem, Surveys, problems
 from densectx.data.module import DataModule
+from densectx.data.presets import PRESETS
 from densectx.data.survey import Survey, class_weights, look
 from densectx.errors import ConfigError, DataError
 from densectx.registry import allow_import
@@ -19,15 +22,6 @@ from densectx.types import SourceInfo
 
 FORMAT: Final = 1
 _SHOWN: Final = 20  # problems of one kind that the text names; --json has all
-
-
-class Problem(NamedTuple):
-    """Something to look at: an ``error`` ends training, a ``warning`` spoils it."""
-
-    severity: Literal["error", "warning"]
-    source: str
-    split: str
-    message: str
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,13 +33,13 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     for package in given.allow_import:
         allow_import(package)
-    surveys, infos = survey([given.config, *given.more], given.num_workers)
-    problems = [*_problems(surveys, infos)]
+    surveys, infos, expected = survey([given.config, *given.more], given.num_workers)
+    found = [*problems(surveys, infos, expected)]
     if given.json:
-        sys.stdout.write(json.dumps(_as_json(surveys, infos, problems), indent=1) + "\n")
+        sys.stdout.write(json.dumps(_as_json(surveys, infos, found), indent=1) + "\n")
     else:
-        sys.stdout.write(_as_text(surveys, infos, problems))
-    return 3 if any(problem.severity == "error" for problem in problems) else 0
+        sys.stdout.write(_as_text(surveys, infos, found))
+    return 3 if any(problem.severity == "error" for problem in found) else 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="densectx lint",
         description="Read every sample of a config's data once: what would break training (status 3), and what would"
-        " spoil it: missing classes, repeated pictures, training pictures in the validation.",
+        " spoil it: missing classes, palettes that disagree, pairs and masks that do not lie on each other, repeated"
+        " pictures, training pictures (and copies of them) in the validation.",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="the config whose data.sources are read, every sample once")
@@ -68,11 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-Surveys = dict[str, dict[str, Survey]]
-
-
-def survey(files: Sequence[str], workers: int) -> tuple[Surveys, dict[str, SourceInfo]]:
-    """Read every sample of every split: {source: {split: what was found}}, and what each source is.
+def survey(files: Sequence[str], workers: int) -> tuple[Surveys, dict[str, SourceInfo], dict[str, Expected]]:
+    """Read every sample of every split: {source: {split: what was found}}, what each source is, and is said to be.
 
     A split that cannot be listed has one error and no samples; a test split without a folder of its own is not asked
     for until ``densectx test``, so it is left out.
@@ -84,45 +76,40 @@ def survey(files: Sequence[str], workers: int) -> tuple[Surveys, dict[str, Sourc
     check_keys(options, ("sources", "sampling", "num_workers", "steps_per_epoch", "on_corrupt"), "data", composed)
     data = DataModule(**{**options, "num_workers": 0})
     surveys: Surveys = {name: {} for name in data.datasets["train"]}
+    expected = {name: _expected(spec) for name, spec in options["sources"].items()}
     for split in get_args(Split):
         for name, dataset in data.datasets[split].items():
             found = Survey()
             try:
-                for seen in look(dataset, data.augments[name] if split == "train" else None, workers):
+                augment = data.augments[name] if split == "train" else None
+                for seen in look(dataset, augment, workers, expected[name]):
                     found.add(seen)
             except DataError as error:
                 if split == "test":
                     continue
                 found.errors.append(str(error))
             surveys[name][split] = found
-    return surveys, data.info()
+    return surveys, data.info(), expected
 
 
-def _problems(surveys: Surveys, infos: Mapping[str, SourceInfo]) -> Iterator[Problem]:
-    for source, splits in surveys.items():
-        for split, found in splits.items():
-            yield from (Problem("error", source, split, message) for message in found.errors)
-            for name in found.unlabelled:
-                yield Problem("warning", source, split, f"{name}: not one pixel is labelled.")
-            names = infos[source].classes
-            for name, count in zip(names, found.pixels, strict=False):
-                if not count:
-                    yield Problem("warning", source, split, f"class {name!r} occurs nowhere.")
-            for twins in found.contents.values():
-                if len(twins) > 1:
-                    yield Problem("warning", source, split, f"the same picture {len(twins)} times: {', '.join(twins)}.")
-    yield from _leaks(surveys)
-
-
-def _leaks(surveys: Surveys) -> Iterator[Problem]:
-    """Pictures of one split in another one, over all sources: what is measured on them is not held out."""
-    for source, splits in surveys.items():
-        for split in ("val", "test"):
-            held_out = splits[split].contents if split in splits else {}
-            for other, seen in ((s, parts["train"]) for s, parts in surveys.items() if "train" in parts):
-                for content in held_out.keys() & seen.contents.keys():
-                    pair = f"{held_out[content][0]} is also {seen.contents[content][0]}"
-                    yield Problem("warning", source, split, f"leak: {pair} of {other}'s train.")
+def _expected(spec: Any) -> Expected:
+    """What a config says of the files of a source."""
+    given: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {}
+    preset = PRESETS.get(str(given.get("name")), {}).get(str(given.get("preset")), {})
+    augment = given.get("augment") or {}
+    colours = bool(given.get("colors"))
+    own = "classes" in given  # the preset's palette and remap do not hold for them
+    return Expected(
+        colours=colours,
+        direct=given.get("name") in ("image_mask", "manifest")
+        and not colours
+        and given.get("remap") is None
+        and (own or "remap" not in preset),
+        palette=given.get("palette") is not None or ("palette" in preset and not own),
+        batch=given.get("batch_size", 4),
+        eval_batch=given.get("eval_batch_size", 1),
+        fixed=bool(augment.get("crop") or augment.get("pad")),
+    )
 
 
 def _as_json(surveys: Surveys, infos: Mapping[str, SourceInfo], problems: Sequence[Problem]) -> dict[str, Any]:

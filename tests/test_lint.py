@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,3 +156,285 @@ def test_configs_without_data(tmp_path, capsys, text, part):
     config.write_text(text)
     assert cli.main(["lint", str(config)]) == 2
     assert part in capsys.readouterr().err
+
+
+# files against what the config says of them
+
+
+def masks_of(tree, split="train"):
+    return sorted((tree / "masks" / split).iterdir())
+
+
+def kinds(report):
+    return [problem["kind"] for problem in report["problems"]]
+
+
+PALETTE = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+def test_masks_of_colours_where_ids_are_expected(tree, lint):
+    for file in masks_of(tree):
+        mask = np.asarray(Image.open(file)).copy()
+        mask[mask == 255] = 0
+        Image.fromarray(np.array(PALETTE, np.uint8)[mask]).save(file)
+    status, report, problems = found(lint, extra=f"palette: {[list(c) for c in PALETTE]}")
+    assert status == 3
+    assert kinds(report) == ["colours", *["unusable"] * 4]
+    assert "4 masks are pictures of colours" in problems[0][2]
+    assert "100% of their pixels" in problems[0][2]
+    assert "set colors: true" in problems[0][2]
+    fixed, report, problems = found(
+        lint, extra=f"palette: {[list(c) for c in PALETTE]}, colors: true".replace(", colors", "\n      colors")
+    )
+    assert fixed == 3, "val still has ids"
+    assert [(p["split"], p["kind"]) for p in report["problems"]] == [("val", "indices"), *[("val", "unusable")] * 2]
+    assert "leave 'colors' out" in problems[0][2]
+
+
+def test_palettes_of_files_that_name_other_classes(tree, lint):
+    for number, file in enumerate(masks_of(tree)):
+        image = Image.fromarray(np.asarray(Image.open(file)), "P")
+        own = [PALETTE[1], PALETTE[0], PALETTE[2]] if number else PALETTE
+        image.putpalette([value for colour in own for value in colour] + [0] * (3 * 253))
+        image.save(file)
+    extra = f"palette: {[list(c) for c in PALETTE]}"
+    status, report, problems = found(lint, extra=extra)
+    assert (status, kinds(report)) == (0, ["palette"])
+    assert "id 0 ('sky') is (0, 255, 0) in 3 files, which is declared for 'road'" in problems[0][2]
+    assert "id 2" not in problems[0][2]
+    assert found(lint)[1]["problems"] == [], "without a declared palette there is nothing to disagree with"
+
+
+def test_gray_palettes_say_nothing(tree, lint):
+    for file in masks_of(tree):
+        image = Image.fromarray(np.asarray(Image.open(file)), "P")
+        image.putpalette([value for value in range(256) for _ in range(3)])
+        image.save(file)
+    assert found(lint, extra=f"palette: {[list(c) for c in PALETTE]}")[2] == []
+
+
+def test_ids_that_begin_at_1(tree, lint):
+    for split in ("train", "val"):
+        for file in masks_of(tree, split):
+            mask = np.asarray(Image.open(file)).copy()
+            mask[mask < 3] += 1
+            Image.fromarray(mask).save(file)
+    status, report, problems = found(lint)
+    assert status == 3
+    assert kinds(report).count("ids") == 2
+    assert "4 masks hold ids that are no classes" in problems[0][2]
+    assert "(0: ignore, 1: 'sky', ...)" in problems[0][2]
+
+
+def test_masks_of_0_and_255(tree, lint):
+    for split in ("train", "val"):
+        for file in masks_of(tree, split):
+            Image.fromarray(np.repeat(np.uint8([[0, 1, 255, 255]]), 12, 0).repeat(4, 1)).save(file)
+    status, report, problems = found(lint)
+    assert (status, kinds(report)) == (0, ["absent"] * 2)
+    assert "50% of the pixels are ignore_index 255: is that the class?" in problems[0][2]
+    assert report["sources"]["scenes"]["splits"]["train"]["ignored"] == 4 * 12 * 8
+
+
+def test_labels_that_are_turned_or_of_another_size(tree, lint):
+    for file in masks_of(tree):
+        Image.fromarray(np.asarray(Image.open(file)).T.copy()).save(file)
+    for file in masks_of(tree, "val"):
+        Image.fromarray(np.asarray(Image.open(file)).repeat(2, 0).repeat(2, 1)).save(file)
+    status, report, problems = found(lint)
+    assert status == 3
+    assert [k for k in kinds(report) if k != "unusable"] == ["turned", "ratio"]
+    messages = [message for _, _, message in problems]
+    assert any("4 labels have height and width exchanged" in m for m in messages)
+    assert any("2 labels are 2 times as large as their images" in m and "resize one" in m for m in messages)
+
+
+def test_images_of_different_sizes_in_a_batch(tree, lint):
+    for kind in ("images", "masks"):
+        file = tree / kind / "train" / "train0.png"
+        Image.open(file).crop((0, 0, 14, 12)).save(file)
+    status, report, problems = found(lint)
+    assert (status, kinds(report)) == (3, ["sizes"])
+    assert "batch_size is 4" in problems[0][2]
+    for extra in ("batch_size: 1", "augment: {crop: 8}", "augment: {pad: true}"):
+        assert found(lint, extra=extra)[:1] == (0,), extra
+
+
+# pictures that do not lie on each other
+
+
+def scene(rng, height=96, width=112):
+    """A picture with structure at every scale."""
+    pixels = np.zeros((height, width, 3))
+    for side in (3, 6, 12, 24, 48):
+        part = rng.normal(0, side**-0.7, (side, side, 3)).astype(np.float32)
+        for c in range(3):
+            pixels[..., c] += np.asarray(
+                Image.fromarray(part[..., c]).resize((width, height), Image.Resampling.BICUBIC)
+            )
+    pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min())
+    return (pixels * 255).round().astype(np.uint8)
+
+
+@pytest.fixture
+def pairs(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    large = [scene(rng) for _ in range(6)]
+    for split in ("train", "val"):
+        for kind in ("input", "target"):
+            (tmp_path / kind / split).mkdir(parents=True)
+    for number, picture in enumerate(large):
+        noisy = (picture[:88, :104] + rng.normal(0, 20, (88, 104, 3))).clip(0, 255).astype(np.uint8)
+        split = "val" if number > 3 else "train"
+        Image.fromarray(noisy).save(tmp_path / "input" / split / f"{number}.png")
+        Image.fromarray(picture[:88, :104]).save(tmp_path / "target" / split / f"{number}.png")
+
+    def lint(scale=1):
+        config = tmp_path / "pairs.yaml"
+        spec = f"{{name: paired, root: {tmp_path}, input: 'input/{{subset}}', target: 'target/{{subset}}', scale: {scale}}}"
+        config.write_text(f"data: {{sources: {{pairs: {spec}}}}}")
+        status = cli.main(["lint", str(config), "--num-workers", "0", "--json"])
+        report = json.loads(capsys.readouterr().out)
+        return status, [(p["split"], p["kind"], p["message"]) for p in report["problems"]]
+
+    lint.folder, lint.pictures = tmp_path / "target", large
+    return lint
+
+
+def test_pairs_that_lie_on_each_other(pairs):
+    assert pairs() == (0, [])
+    for number, picture in enumerate(pairs.pictures):
+        split = "val" if number > 3 else "train"
+        large = picture[:88, :104].repeat(2, 0).repeat(2, 1)
+        Image.fromarray(large).save(pairs.folder / split / f"{number}.png")
+    assert pairs(2) == (0, [])
+    status, problems = pairs(1)
+    assert status == 3
+    assert problems[0][1] == "ratio"
+    assert "4 labels are 2 times as large as their images" in problems[0][2]
+    assert "set scale: 2" in problems[0][2]
+
+
+def test_shifted_pairs(pairs):
+    Image.fromarray(pairs.pictures[1][3:91, 5:109]).save(pairs.folder / "train" / "1.png")
+    status, problems = pairs()
+    assert status == 0
+    assert [(split, kind) for split, kind, _ in problems] == [("train", "shift")]
+    assert "1.png: its target is shifted against it by 3 pixels up and 5 pixels to the left." in problems[0][2]
+    for number in range(4):
+        Image.fromarray(pairs.pictures[number][:88, 2:106]).save(pairs.folder / "train" / f"{number}.png")
+    _, problems = pairs()
+    assert [kind for _, kind, _ in problems] == ["shift"]
+    assert "4 of 4 targets are shifted against their images by 2 pixels to the left" in problems[0][2]
+
+
+def test_pairs_of_different_scenes(pairs):
+    Image.fromarray(pairs.pictures[2][:88, :104]).save(pairs.folder / "train" / "1.png")
+    Image.fromarray(pairs.pictures[0][:88, :104][:, ::-1]).save(pairs.folder / "train" / "0.png")
+    _, problems = pairs()
+    assert [(split, kind) for split, kind, _ in problems] == [("train", "scene")] * 2
+    assert problems[0][2].endswith("0.png: its target is turned or mirrored.")
+    assert problems[1][2].endswith("1.png: its target shows something else.")
+
+
+def masked_scenes(root, moved):
+    rng = np.random.default_rng(2)
+    for kind in ("images", "masks"):
+        shutil.rmtree(root / kind / "train")
+        (root / kind / "train").mkdir()
+    for number in range(8):
+        areas = np.asarray(Image.fromarray(scene(rng)[..., 0]).resize((112, 96), Image.Resampling.BOX))
+        mask = np.digitize(areas, [100, 150]).astype(np.uint8)
+        image = (np.array([60, 120, 190])[mask][..., None] + rng.normal(0, 25, (96, 112, 3))).clip(0, 255)
+        Image.fromarray(image[8:-8, 8:-8].astype(np.uint8)).save(root / "images" / "train" / f"{number}.png")
+        down, right = moved
+        part = mask[8 - down : 88 - down, 8 - right : 104 - right]
+        Image.fromarray(part).save(root / "masks" / "train" / f"{number}.png")
+
+
+def test_masks_beside_the_edges(tree, lint):
+    masked_scenes(tree, (0, 0))
+    assert "mask_shift" not in kinds(found(lint)[1])
+    masked_scenes(tree, (1, -1))
+    assert "mask_shift" not in kinds(found(lint)[1]), "annotators are no better"
+    masked_scenes(tree, (4, -5))
+    status, report, problems = found(lint)
+    assert status == 0
+    assert "mask_shift" in kinds(report)
+    message = next(message for _, _, message in problems if "masks lie beside" in message)
+    assert "moved by 4 pixels up and 5 pixels to the right" in message
+
+
+# copies
+
+
+def test_copies_in_the_validation(tree, lint):
+    rng = np.random.default_rng(3)
+    for number, split in enumerate(("train", "train", "val", "val")):
+        picture = Image.fromarray(scene(rng))
+        picture.save(tree / "images" / split / f"{split}{number % 2}.png")
+        Image.fromarray(rng.integers(0, 3, (96, 112), np.uint8)).save(
+            tree / "masks" / split / f"{split}{number % 2}.png"
+        )
+    quiet = [p for p in found(lint, extra="batch_size: 1")[1]["problems"] if p["kind"] in ("leak", "near_leak")]
+    assert quiet == []
+    picture = Image.open(tree / "images" / "train" / "train1.png").resize((56, 48), Image.Resampling.BICUBIC)
+    picture.save(tree / "images" / "val" / "val0.jpg", quality=60)
+    (tree / "images" / "val" / "val0.png").unlink()
+    Image.fromarray(np.zeros((48, 56), np.uint8)).save(tree / "masks" / "val" / "val0.png")
+    _, report, problems = found(lint, extra="batch_size: 1")
+    assert [p["kind"] for p in report["problems"] if "leak" in p["kind"]] == ["near_leak"]
+    message = next(message for _, _, message in problems if "leak" in message)
+    assert "val0.jpg is nearly" in message
+    assert "train1.png of scenes's train" in message
+
+
+# no false alarms
+
+
+@pytest.mark.parametrize("name", ["segmentation_camvid", "denoising_bsds500"])
+def test_nothing_to_say_of_good_data(data_root, name, capsys, monkeypatch):
+    monkeypatch.setenv("DENSECTX_DATA", str(data_root))
+    config = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
+    assert cli.main(["lint", str(config), "--json", "--num-workers", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+
+
+def test_nothing_to_say_of_mosaics(tmp_path, capsys):
+    config = tmp_path / "mosaic.yaml"
+    config.write_text("data: {sources: {mosaic: {name: mosaic, size: 96, length: 200}}}")
+    assert cli.main(["lint", str(config), "--json", "--num-workers", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+
+
+def test_different_photographs_are_not_near(data_root):
+    from densectx.data.likeness import near, print_of
+    from densectx.data.reader import read_image
+
+    files = sorted((data_root / "bsds500" / "images").rglob("*.jpg"))[:120]
+    prints = [print_of(read_image(file)[0]) for file in files]
+    assert None not in prints
+    assert sorted(near(prints, prints)) == [(i, i) for i in range(len(files))]
+
+
+@pytest.mark.slow  # a minute on two cores that do nothing else; no time is asserted
+def test_ten_thousand_files(tmp_path, capsys, record_property):
+    import time
+
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        for split in ("train", "val"):
+            (tmp_path / kind / split).mkdir(parents=True)
+    for number in range(5000):
+        split = "val" if number % 10 == 0 else "train"
+        picture = scene(rng, 240, 320)
+        Image.fromarray(picture).save(tmp_path / "images" / split / f"{number:04}.jpg", quality=90)
+        Image.fromarray((picture[..., 0] // 86).astype(np.uint8)).save(tmp_path / "masks" / split / f"{number:04}.png")
+    (tmp_path / "big.yaml").write_text(CONFIG.format(root=tmp_path, extra=""))
+    start = time.monotonic()
+    assert cli.main(["lint", str(tmp_path / "big.yaml"), "--json", "--num-workers", "2"]) == 0
+    seconds = time.monotonic() - start
+    report = json.loads(capsys.readouterr().out)
+    assert report["problems"] == []
+    assert sum(split["samples"] for split in report["sources"]["scenes"]["splits"].values()) == 5000
+    record_property("evidence", f"10 000 files of 320 x 240 in {seconds:.0f} s")

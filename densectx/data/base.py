@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch.utils.data import Dataset as TorchDataset
 
@@ -44,3 +45,11 @@ class Dataset(TorchDataset[Sample], ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """What messages and reports call a sample: its path, or an index."""
+
+
+@runtime_checkable
+class Located(Protocol):
+    """A data set whose samples lie in files of their own, which ``densectx lint`` looks at."""
+
+    def paths(self, index: int) -> Mapping[str, str]:
+        """The files of a sample: ``image``, ``mask``, ``target``, those that it has in one file each."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, final
 
-from densectx.data.base import Dataset, Split
+from densectx.data.base import Dataset, Located, Split
 from densectx.errors import ConfigError
 from densectx.registry import DATASETS
 from densectx.types import Sample, SourceInfo
@@ -90,6 +90,11 @@ class Concat(Dataset):
         """That of the part."""
         part, own = self._place(index)
         return part.name(own)
+
+    def paths(self, index: int) -> dict[str, str]:
+        """The files of a sample, see :class:`densectx.data.base.Located`."""
+        part, own = self._place(index)
+        return dict(part.paths(own)) if isinstance(part, Located) else {}
 
 
 def _part(number: int, spec: Mapping[str, Any], split: Split) -> Dataset:

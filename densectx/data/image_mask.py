@@ -44,8 +44,9 @@ class ImageMask(Dataset):
     Args:
         root: the folder; relative to the working directory, ``~`` is expanded.
         split: which selection to take.
-        preset: ``ade20k``, ``bsds500``, ``camvid``, ``cityscapes``, ``kitti``, ``sbd``, ``voc`` or ``voc_aug``; options
-            given beside it replace its own one by one (with ``classes`` its palette and remap do not hold).
+        preset: ``ade20k``, ``bsds500``, ``camvid``, ``camvid_road``, ``cityscapes``, ``kitti``, ``kitti_road``,
+            ``sbd``, ``voc`` or ``voc_aug``; options given beside it replace its own one by one (with ``classes`` its
+            palette and remap do not hold).
         images: folder of the images below root; ``{subset}`` stands for each name in a split's ``from``.
         masks: folder of the masks; files of palette indices or gray values. With ``{class}`` a folder a class, of
             files with 0 (no) and one other value (yes).
@@ -220,6 +221,16 @@ class ImageMask(Dataset):
     def name(self, index: int) -> str:
         """The path of the image."""
         return self._entries[index].image
+
+    def paths(self, index: int) -> dict[str, str]:
+        """The files of a sample, see :class:`densectx.data.base.Located`."""
+        entry = self._entries[index]
+        paths = {"image": entry.image}
+        if entry.mask:
+            paths["mask"] = entry.mask
+        if len(entry.target) == 1:
+            paths["target"] = entry.target[0]
+        return paths
 
 
 def _suffixes(value: Mapping[str, str]) -> dict[str, str]:

@@ -214,6 +214,10 @@ class Manifest(Dataset):
         """The path of the image."""
         return self._rows[index].files["image"]
 
+    def paths(self, index: int) -> dict[str, str]:
+        """The files of a sample, see :class:`densectx.data.base.Located`."""
+        return dict(self._rows[index].files)
+
 
 def _table(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number of the line, and the cells, of each row of a CSV file."""

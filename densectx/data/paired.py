@@ -125,3 +125,8 @@ class Paired(Dataset):
     def name(self, index: int) -> str:
         """The path of the input."""
         return self._entries[index].image
+
+    def paths(self, index: int) -> dict[str, str]:
+        """The files of a sample, see :class:`densectx.data.base.Located`."""
+        entry = self._entries[index]
+        return {"image": entry.image} | ({"target": entry.target} if entry.target else {})
