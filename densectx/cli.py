@@ -18,6 +18,11 @@ COMMANDS = {
     "validate": "measure on the validation split",
     "test": "measure on the test split",
     "predict": "run a model on images, folders or a list of files",
+    "export": "write a model as ONNX, torch.export, native code or plain weights",
+    "convert": "published weights (Caffe, VGG-16, DRN) into a model file",
+    "demo": "a page on this machine to try a model on pictures",
+    "report": "a run as one HTML file: curves, scores, best and worst pictures",
+    "inspect": "what a model sees and costs: fields, multiply-adds, coverage, shifts; pictures",
     "lint": "look the data of a config over before hours of training",
     "list": "what is registered: backbones, contexts, heads, tasks, datasets, losses, models",
     "show": "origin, options and documentation of one registered name",
@@ -43,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments; those of the process if None.
 
     Returns:
-        The exit status: 0 done, 2 config or usage, 3 data, 4 checkpoint, 5 plug-in, 6 numeric, 8 storage,
-        130 interrupted, 1 a bug.
+        The exit status: 0 done, 2 config or usage, 3 data, 4 checkpoint, 5 plug-in, 6 numeric,
+        7 distributed, 8 storage, 9 out of memory, 130 interrupted, 1 a bug.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -83,6 +88,16 @@ def _run(arguments: list[str]) -> int:
         return int(importlib.import_module("densectx.training").main(command, rest))
     elif command == "predict":
         return int(importlib.import_module("densectx.inference.command").main(_without_debug(rest)))
+    elif command == "export":
+        return int(importlib.import_module("densectx.export.command").main(_without_debug(rest)))
+    elif command == "convert":
+        return int(importlib.import_module("densectx.published.command").main(_without_debug(rest)))
+    elif command == "demo":
+        return int(importlib.import_module("densectx.demo.command").main(_without_debug(rest)))
+    elif command == "report":
+        return int(importlib.import_module("densectx.report.command").main(_without_debug(rest)))
+    elif command == "inspect":
+        return int(importlib.import_module("densectx.inspection.command").main(_without_debug(rest)))
     elif command == "lint":
         return int(importlib.import_module("densectx.lint").main(_without_debug(rest)))
     elif command == "list":

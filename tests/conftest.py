@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -137,3 +138,88 @@ def thin():
             return DenseModel.from_config(config, sources).eval()
 
     return thin
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser without a window, that finds no host but this machine; a page is ``browser.new_page()``."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[test]'")
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    quiet = ("background-networking", "component-update", "default-apps", "domain-reliability", "sync")
+    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    arguments.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=executable, args=arguments)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def every_output(tmp_path_factory):
+    """File of a small untrained model with a task of each kind of output."""
+    import torch
+
+    from densectx.checkpoint import save_safetensors
+    from densectx.model import DenseModel
+    from densectx.types import SourceInfo
+
+    names, palette = ("sky", "road", "tree"), ((70, 130, 180), (128, 64, 128), (107, 142, 35))
+    sources = {
+        "masks": SourceInfo(classes=names, palette=palette, keys=("image", "mask")),
+        "tags": SourceInfo(classes=names, palette=palette, keys=("image", "target"), target="labels"),
+        "depths": SourceInfo(keys=("image", "target"), target="map"),
+    }
+    head = {"name": "decoder", "width": 8, "depth": 1}
+    tasks = {
+        "segmentation": {"name": "segmentation", "source": "masks"},
+        "tags": {"name": "segmentation", "source": "tags", "mode": "multilabel"},
+        "denoising": {"name": "denoising", "source": "masks", "sigma": [0, 50], "head": head},
+        "depth": {"name": "regression", "source": "depths", "low": 0.5, "high": 10.0, "head": head},
+        "super_resolution": {"name": "super_resolution", "source": "masks", "scale": 2, "head": head},
+        "colorization": {"name": "colorization", "source": "masks", "head": head},
+    }
+    config = {"backbone": {"name": "plain", "width": 8}, "projection": {"channels": 8}, "context": "context7"}
+    model = DenseModel.from_config({**config, "tasks": tasks}, sources)
+    torch.manual_seed(0)
+    for parameter in model.parameters():  # residual heads start at zero: their answer would be the input
+        torch.nn.init.normal_(parameter, std=0.15) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
+    path = tmp_path_factory.mktemp("every_output") / "every.safetensors"
+    save_safetensors(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """``densectx demo`` in a thread: of a model file, and limits by name, to the server; its ``port`` answers."""
+    import asyncio
+    import socket
+    import threading
+
+    from densectx.demo.build import Limits, build
+
+    running = []
+
+    def demo(model, tasks=None, **limits):
+        server, listening = build(model, tasks, "cpu", Limits(**limits)), threading.Event()
+        ends = []
+
+        async def serve():
+            await server.start(socket.create_server(("127.0.0.1", 0)))
+            ends.extend((asyncio.get_running_loop(), asyncio.Event()))
+            listening.set()
+            await ends[1].wait()
+
+        # not in this thread: playwright's loop may be running in it
+        thread = threading.Thread(target=asyncio.run, args=(serve(),))
+        thread.start()
+        assert listening.wait(10)
+        running.append((server, thread, *ends))
+        return server
+
+    yield demo
+    for server, thread, loop, end in running:
+        loop.call_soon_threadsafe(end.set)
+        thread.join()
+        server.queue.close(10)

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"registry", "builtin", "distributions", "imports", "typecheck", "types", "errors", "rng"}
 PARTS = {"backbones", "heads", "losses", "metrics"}
-ABOVE = {"inference", "export", "inspection", "report", "demo"}
+ABOVE = {"inference", "export", "inspection", "published", "report", "demo", "surgery"}
 TRAINING = {
     "module",
     "training",
@@ -20,6 +20,8 @@ TRAINING = {
     "callbacks",
     "balancing",
     "checkpointing",
+    "feature_cache",
+    "surround",
     "runs",
     "schedules",
     "building",
