@@ -55,10 +55,22 @@ class NumericError(DensectxError):
     status = 6
 
 
+class DistributedError(DensectxError):
+    """Processes of one run that lost each other (status 7)."""
+
+    status = 7
+
+
 class StorageError(DensectxError):
     """A file system that does not take what is written (status 8)."""
 
     status = 8
+
+
+class MemoryLimitError(DensectxError):
+    """Less memory than the smallest possible step takes (status 9)."""
+
+    status = 9
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

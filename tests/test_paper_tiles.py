@@ -9,7 +9,7 @@ from PIL import Image
 
 from densectx.checkpoint import save_safetensors
 from densectx.cli import main
-from densectx.inference.tiler import paper_tiles
+from densectx.inference.paper_tiles import paper_tiles
 from densectx.model import DenseModel
 from densectx.types import SourceInfo
 

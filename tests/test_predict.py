@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from torchmetrics import MeanSquaredError
 from torchvision.io import ImageReadMode, decode_png
 
@@ -218,7 +219,7 @@ def test_the_summary(tmp_path, model, capsys):
     assert json.loads(printed) == found
     assert found["format"] == 1
     assert found["model"] == {"path": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
-    assert found["options"] == {"tasks": ["denoising"], "set": {}, "tile": "whole", "raw": False, "precision": "32"}
+    assert found["options"] == {"tasks": ["denoising"], "set": {}, "tile": "auto", "raw": False, "precision": "32"}
     status = (tmp_path / "a.png").stat()
     assert found["inputs"] == [
         {
@@ -233,6 +234,7 @@ def test_the_summary(tmp_path, model, capsys):
     ]
 
 
+@pytest.mark.fault("F08")
 @pytest.mark.parametrize("shape", [(7, 9), (7, 9, 3)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_depth_and_gray_follow_the_input(tmp_path, shape, dtype):
@@ -253,6 +255,34 @@ def test_depth_and_gray_follow_the_input(tmp_path, shape, dtype):
     assert not read_image(tmp_path / "out/colorization/a.png")[1]
 
 
+def test_orientation_profile_and_transparency(tmp_path):
+    path = tmp_path / "plain.safetensors"
+    model = build(["denoising"])
+    model.task("denoising").head.exit.weight.data.zero_()  # answers with its input
+    model.task("denoising").head.exit.bias.data.zero_()
+    save_safetensors(model, path)
+    exif = Image.Exif()
+    exif[274] = 6  # turned clockwise to be upright
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    data = pixels(4, (7, 9, 4))
+    Image.fromarray(data[..., :3]).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(data[..., :3]).save(tmp_path / "profile.png", icc_profile=profile)
+    Image.fromarray(data).save(tmp_path / "clear.png")
+    alpha = data[..., 3:] / 255
+    expected = {
+        "turned": np.rot90(data[..., :3], -1),
+        "profile": data[..., :3],
+        "clear": np.rint(data[..., :3] * alpha + 255 * (1 - alpha)),
+    }
+    files = [tmp_path / f"{name}.png" for name in expected]
+    assert predict(path, *files, "-o", tmp_path / "out") == 0
+    for name, values in expected.items():
+        image = Image.open(tmp_path / f"out/denoising/{name}.png")
+        assert (image.mode, image.info, dict(image.getexif())) == ("RGB", {}, {})
+        assert np.abs(np.asarray(image).astype(float) - values).max() <= (name == "clear"), name
+
+
+@pytest.mark.fault("F08")
 def test_16_bit_tiff_and_jpeg(tmp_path):
     model = saved(tmp_path, ["sr"])
     Image.fromarray(pixels(1, (6, 5), np.uint16)).save(tmp_path / "deep.tif")
@@ -315,6 +345,17 @@ def test_labels_are_a_two_level_file_each(tmp_path):
         image = Image.open(tmp_path / f"out/s/a.{name}.png")
         assert image.mode == "L"
         assert np.array_equal(np.asarray(image), (answer[label] >= 0.5).numpy() * np.uint8(255))
+
+
+@pytest.mark.fault("F09")
+def test_a_palette_of_other_classes_is_refused(tmp_path, capsys):
+    model = build(["segmentation"])
+    model.config["sources"]["photos"]["palette"] = [[0, 0, 0], [255, 0, 0]]
+    save_safetensors(model, tmp_path / "m.safetensors")
+    picture(tmp_path / "a.png")
+    assert predict(tmp_path / "m.safetensors", tmp_path / "a.png", "-o", tmp_path / "out") in (2, 4)
+    assert "2 colours for 3 classes" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("clash", [("a b", "a.b"), ("Car", "car"), ("x", "Overlay"), ("\u00e9", "e\u0301")])
@@ -535,6 +576,7 @@ def test_odd_names(tmp_path, model):
     assert {entry["status"] for entry in summary(tmp_path / "out")["inputs"]} == {"skipped"}
 
 
+@pytest.mark.fault("F04")
 def test_the_output_folder_inside_an_input_folder(tmp_path, model, capsys):
     picture(tmp_path / "in/a.png")
     for status in ("done", "skipped"):
@@ -551,6 +593,7 @@ def test_the_output_folder_inside_an_input_folder(tmp_path, model, capsys):
 # ---- existing outputs
 
 
+@pytest.mark.fault("F04")
 def test_done_is_skipped_and_anything_else_refused(tmp_path, model, capsys):
     for number in range(3):
         picture(tmp_path / f"in/{number}.png", number)
@@ -588,6 +631,7 @@ def test_done_is_skipped_and_anything_else_refused(tmp_path, model, capsys):
     assert run() == 2
 
 
+@pytest.mark.fault("F04")
 def test_a_folder_of_unknown_outputs(tmp_path, model):
     picture(tmp_path / "a.png")
     picture(tmp_path / "out/denoising/a.png", 9)
@@ -612,6 +656,7 @@ def test_runs_on_other_inputs_are_remembered(tmp_path, model):
 # ---- what goes wrong
 
 
+@pytest.mark.fault("F01")
 def test_bad_files_are_reported_and_the_rest_is_done(tmp_path, model, capsys, monkeypatch):
     for number in range(3):
         picture(tmp_path / f"in/{number}.png", number)
@@ -640,6 +685,20 @@ def test_bad_files_are_reported_and_the_rest_is_done(tmp_path, model, capsys, mo
     assert [e["status"] for e in summary(tmp_path / "out")["inputs"]] == ["skipped", "done", "skipped"]
 
 
+@pytest.mark.fault("F01")
+def test_one_bad_file_among_a_hundred(tmp_path, model, capsys):
+    for number in range(100):
+        picture(tmp_path / f"in/{number:02}.png", number, (8, 8, 3))
+    whole = (tmp_path / "in/41.png").read_bytes()
+    (tmp_path / "in/41.png").write_bytes(whole[: len(whole) // 2])
+    assert predict(model, tmp_path / "in", "-o", tmp_path / "out", "--tasks", "denoising", "--batch", 7) == 3
+    found = summary(tmp_path / "out")["inputs"]
+    assert [Path(entry["path"]).name for entry in found] == [f"{number:02}.png" for number in range(100)]
+    assert [number for number, entry in enumerate(found) if entry["status"] != "done"] == [41]
+    assert names(tmp_path / "out") == [f"denoising/{number:02}.png" for number in range(100) if number != 41]
+    assert capsys.readouterr().err.count("41.png") == 1
+
+
 def test_a_gray_model_of_classes_sees_the_gray_version_of_colour(tmp_path):
     model = saved(tmp_path, ["segmentation"], channels=1)
     picture(tmp_path / "colour.png")
@@ -662,14 +721,16 @@ def test_answers_that_are_not_finite_are_bad(tmp_path, capsys):
     assert names(tmp_path / "out") == []
 
 
+@pytest.mark.fault("F09")
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         (["--taks", "denoising"], 2, "did you mean '--tasks'"),
         (["--task", "denoising"], 2, "unknown option '--task'"),
         (["--over"], 2, "unknown option '--over'"),
-        (["--tta"], 2, "unknown option '--tta'"),
-        (["--tile", "exact"], 2, "--tile"),
+        (["--tda"], 2, "did you mean '--tta'"),
+        (["--batch", "0"], 2, "at least 1"),
+        (["--tile", "exakt"], 2, "--tile"),
         (["--precision", "16"], 2, "--precision"),
         (["--tasks", "denoisng"], 2, "did you mean 'denoising'"),
         (["--tasks", "denoising,"], 2, "commas"),
@@ -691,6 +752,7 @@ def test_wrong_options_are_told_in_one_line(tmp_path, model, capsys, arguments, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault("F09")
 def test_missing_arguments_and_models(tmp_path, model, capsys):
     picture(tmp_path / "a.png")
     assert predict(model, tmp_path / "a.png") == 2
@@ -703,6 +765,7 @@ def test_missing_arguments_and_models(tmp_path, model, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault("F04")
 def test_inputs_are_never_written_over(tmp_path, model):
     picture(tmp_path / "out/denoising/a.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "out/denoising/a.png")
@@ -750,6 +813,7 @@ def test_a_link_as_the_output_folder_itself_is_fine(tmp_path, model):
     assert names(tmp_path / "real")
 
 
+@pytest.mark.fault("F06")
 def test_storage_errors_leave_whole_files(tmp_path, model, monkeypatch, capsys):
     for number in range(3):
         picture(tmp_path / f"in/{number}.png", number)
@@ -776,6 +840,21 @@ def test_storage_errors_leave_whole_files(tmp_path, model, monkeypatch, capsys):
     }
 
 
+@pytest.mark.fault("F06")
+def test_no_truncated_file_where_the_system_takes_no_more(tmp_path, model, capsys):
+    picture(tmp_path / "in/0.png", 0, (8, 8, 3))
+    picture(tmp_path / "in/1.png", 1, (90, 90, 3))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))  # bytes of a file
+    try:
+        assert predict(model, tmp_path / "in", "-o", tmp_path / "out", "--tasks", "denoising") == 8
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be written" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out/denoising").iterdir()] == ["0.png"]
+    Image.open(tmp_path / "out/denoising/0.png").load()
+
+
 def test_interruption_leaves_whole_files_and_a_summary(tmp_path, model, monkeypatch):
     for number in range(3):
         picture(tmp_path / f"in/{number}.png", number)
@@ -799,6 +878,7 @@ def test_interruption_leaves_whole_files_and_a_summary(tmp_path, model, monkeypa
     assert [e["status"] for e in summary(tmp_path / "out")["inputs"]] == ["skipped", "done", "done"]
 
 
+@pytest.mark.fault("F02")
 def test_kill_and_go_on(tmp_path, model):
     for number in range(60):
         picture(tmp_path / f"in/{number:02}.png", number, (24, 24, 3))

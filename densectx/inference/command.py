@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import NoReturn, final
 
 from densectx.errors import ConfigError, unknown
 from densectx.imports import allow_import
+from densectx.inference.launch import LAUNCHED, launch
 
 _SHOWN_EVERY = 0.2  # seconds
 
@@ -41,8 +43,14 @@ def main(argv: Sequence[str]) -> int:
     given = _parsed(argv)
     for package in given.allow_import:
         allow_import(package)
-    from densectx.inference.loop import Request, run  # torch only now: --help and usage errors are quick
+    if given.devices > 1 and LAUNCHED not in os.environ:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise ConfigError("predict: --devices under torchrun, which has its processes already; leave it away.")
+        return launch(argv, given.devices)
+    from densectx.inference.loop import Request, assist, run  # torch only now: --help and usage errors are quick
+    from densectx.inference.ranks import Ranks
 
+    ranks = Ranks.joined()
     request = Request(
         model=given.model,
         inputs=given.inputs,
@@ -51,19 +59,24 @@ def main(argv: Sequence[str]) -> int:
         options=_options(given.set),
         tile=given.tile,
         raw=given.raw,
-        device=given.device,
+        device=given.device if ranks is None else ranks.device(given.device),
         precision=given.precision,
         overwrite=given.overwrite,
+        batch=given.batch,
+        tta=given.tta,
     )
     progress = _Progress()
-    summary = run(request, progress.say, progress)
+    if ranks is not None and ranks.rank > 0:
+        assist(request, progress.say, ranks)
+        return 0
+    summary, status = run(request, progress.say, progress, ranks)
     statuses = [entry["status"] for entry in summary["inputs"]]
     if given.json:
         sys.stdout.write(json.dumps(summary) + "\n")
     else:
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in ("done", "skipped", "failed") if s in statuses)
         sys.stdout.write(f"{Path(given.out) / 'summary.json'}: {counts or 'no image'}\n")
-    return 3 if "failed" in statuses else 0
+    return status
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -71,7 +84,9 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         prog="densectx predict",
         allow_abbrev=False,
         description="Answer for images and write the answers to DIR/<task>/<folder>/<stem>.png, with a summary.json.",
-        epilog="Exit status: 0 done, 2 usage, 3 some inputs are bad and the rest is done, 4 model, 8 storage.",
+        epilog="Images are taken upright: an EXIF orientation is applied and answers carry none. Colour profiles (ICC)"
+        " are ignored: values are taken as sRGB, and answers carry no profile. Transparency is laid over white; answers"
+        " are opaque. Exit status: 0 done, 2 usage, 3 some inputs are bad and the rest is done, 4 model, 8 storage.",
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint, .safetensors file, run folder or model name")
     parser.add_argument(
@@ -89,13 +104,37 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         ),
         parser.add_argument(
             "--tile",
-            choices=("whole", "paper"),
-            help="how large images are taken: whole, or paper: in tiles of the size that a published network had"
-            " (default: paper for those networks, else whole)",
+            metavar="HOW",
+            help="how large images are taken: whole; exact or exact:N, in tiles of N pixels that give the answer of the"
+            " whole; N, in blended windows of N pixels, whose seam error is printed; paper, as the published networks"
+            " were (default: paper for those; else whole if it fits into memory, else exact, else blended)",
+        ),
+        parser.add_argument(
+            "--tta",
+            action="store_true",
+            help="average the answers to several views of each image: the 8 mirrored and turned ones where a picture or"
+            " values are the answer; for classes and labels the probabilities of the image and its mirror image at"
+            " 0.75, 1 and 1.25 times the size (resized bilinearly, antialiased, answers back again)",
         ),
         parser.add_argument("--raw", action="store_true", help="add <stem>.npy, the model's answer as float32"),
         parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda, ..."),
         parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="bf16: autocast (default: 32)"),
+        parser.add_argument(
+            "--devices",
+            type=_count,
+            default=1,
+            metavar="N",
+            help="share the images among N processes, one a GPU or each with its part of the CPU's cores; the processes"
+            " of torchrun share them too (default: 1)",
+        ),
+        parser.add_argument(
+            "--batch",
+            type=_count,
+            default=1,
+            metavar="N",
+            help="up to N images of one size, one behind the other, go through the model together if they are taken"
+            " whole (default: 1)",
+        ),
         parser.add_argument("--overwrite", action="store_true", help="replace existing outputs; skip none"),
         parser.add_argument("--json", action="store_true", help="print the summary as one object"),
         parser.add_argument(
@@ -108,6 +147,12 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         wrong = next((text for text in extra if text.startswith("-")), extra[0])
         parser.error(unknown("option", wrong.partition("=")[0], known).removesuffix("."))
     return given
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _tasks(text: str) -> list[str]:

@@ -39,6 +39,11 @@ class Job:
     path: Path
     outputs: dict[tuple[str, str], str]
 
+    @property
+    def key(self) -> str:
+        """Its name in the record: the first of its outputs."""
+        return next(iter(self.outputs.values()))
+
 
 def channels_read(channels: Iterable[int]) -> int:
     """Channels that files are read with, for the tasks of a model: 3 for those of 1 and 3 (a gray file stays gray), N.

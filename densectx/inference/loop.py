@@ -6,21 +6,24 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import Any, Final, final
 
 from densectx.checkpoint import load, locate
-from densectx.errors import ConfigError, DataError, DensectxError, StorageError
-from densectx.inference.files import check_inside, fingerprint, replace
+from densectx.data.windowed import needs_windows
+from densectx.errors import ConfigError, DataError, DensectxError
+from densectx.inference.files import check_inside, fingerprint
 from densectx.inference.inputs import Found, Job, collect, plan
+from densectx.inference.large import suffixes
 from densectx.inference.predictor import Predictor, device_of
+from densectx.inference.ranks import Ranks
 from densectx.inference.reading import Reading
-from densectx.inference.record import FORMAT, JOURNAL, SUMMARY, Record
-from densectx.inference.tiler import Tile
-from densectx.inference.writers import Answer, Encoder, encoders
+from densectx.inference.record import FORMAT, JOURNAL, SUMMARY, Entry, Record, entry_of
+from densectx.inference.tiler import Setting
+from densectx.inference.work import Work
+from densectx.inference.writers import Encoder, encoders
 from densectx.types import SourceInfo
+
+_GRACE: Final = 10.0  # seconds that interrupted processes are waited for
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Request:
         out: the output folder.
         tasks: keys, None for all.
         options: run-time options of the tasks.
-        tile: how large images are taken; None for what the model is made for.
+        tile: how large images are taken, see :meth:`densectx.inference.tiler.Setting.parse`; None for automatic.
         raw: whether numbers are written too.
         device: ``"auto"`` or a device of torch.
         precision: ``"32"`` or ``"bf16"`` (autocast).
         overwrite: whether existing outputs are replaced.
+        batch: pictures of one size that go through the model together.
+        tta: whether answers are averaged over views, see :mod:`densectx.inference.tta`.
     """
 
     model: str
@@ -45,77 +50,176 @@ class Request:
     out: Path
     tasks: Sequence[str] | None = None
     options: Mapping[str, float] | None = None
-    tile: Tile | None = None
+    tile: str | None = None
     raw: bool = False
     device: str = "auto"
     precision: str = "32"
     overwrite: bool = False
+    batch: int = 1
+    tta: bool = False
 
 
-def run(request: Request, say: Callable[[str], None], progress: Callable[[int, int], None]) -> dict[str, Any]:
+@final
+class _Made:
+    """What a request is answered with.
+
+    Args:
+        request: what is asked for.
+        say: takes a line for the user.
+        join: whether another process has started the record.
+
+    Raises:
+        ConfigError, CheckpointError, PluginError: as :func:`run`.
+    """
+
+    def __init__(self, request: Request, say: Callable[[str], None], *, join: bool = False) -> None:
+        model_file = locate(request.model)
+        self.request, self.say = request, say
+        self.predictor = Predictor(
+            load(request.model),
+            request.tasks,
+            request.options or {},
+            device_of(request.device),
+            request.precision,
+            Setting.parse(request.tile),
+            say,
+            tta=request.tta,
+        )
+        self.reading = Reading.of(self.predictor.model, self.predictor.tasks)
+        self.writers = {real: _writers(self.predictor, raw=request.raw, real=real) for real in (False, True)}
+        self.out = Path(os.path.realpath(request.out))
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError(f"-o {request.out}: is a file, not a folder.")
+        head = {
+            "format": FORMAT,
+            "model": {"path": request.model, "sha256": fingerprint(model_file)["sha256"]},
+            "options": {
+                "tasks": self.predictor.tasks,
+                "set": self.predictor.options,
+                "tile": request.tile or self.predictor.tiling.setting.mode or "auto",
+                "raw": request.raw,
+                "precision": request.precision,
+                **({"tta": True} if request.tta else {}),
+            },
+            "device": str(self.predictor.device),
+        }
+        self.record = Record(self.out, head, trusted=not request.overwrite, join=join)
+
+    def planned(self) -> tuple[Found, list[Job], dict[str, Entry]]:
+        """What the inputs are, what is to do for them, and the entries of what was done before."""
+        request, predictor, reading = self.request, self.predictor, self.reading
+        found = collect(
+            request.inputs, self.out, predictor.tasks, overwrite=request.overwrite, channels=reading.channels
+        )
+        if not found.images and not found.failures and not found.left_out:
+            raise ConfigError("no input: the list on stdin is empty.")
+        by_windows = suffixes(predictor, raw=request.raw)
+        jobs = plan(found.images, lambda path: by_windows if needs_windows(path) else self.writers[reading.real(path)])
+        _check(self.out, jobs)
+        return found, jobs, {} if request.overwrite else _skipped(self.out, jobs, self.record)
+
+    def work(self, jobs: Sequence[Job], skipped: Mapping[str, Entry], progress: Callable[[int, int], None]) -> None:
+        """Do jobs."""
+        writers = {key: self.writers[False][key] | self.writers[True][key] for key in self.predictor.tasks}
+        work = Work(self.reading, self.predictor, writers, self.out, self.record, self.say, self.request.batch)
+        work(jobs, skipped, progress)
+
+
+def run(
+    request: Request, say: Callable[[str], None], progress: Callable[[int, int], None], ranks: Ranks | None = None
+) -> tuple[dict[str, Any], int]:
     """Answer for all inputs of a request and write the answers; bad files are told and left behind.
 
     Args:
         request: what is asked for.
         say: takes a line for the user, at once.
         progress: takes the number of inputs finished, and of all.
+        ranks: the processes that share the work, this one the first of them; None for this one alone.
 
     Returns:
-        The summary as it is in ``summary.json``: ``{format, model, options, device, inputs, earlier}``.
+        The summary as it is in ``summary.json``: ``{format, model, options, device, inputs, earlier}``. And the worst
+        exit status: 0, 3 if an input was bad, or that of another process.
 
     Raises:
         ConfigError: impossible options, or outputs that must not be written; nothing has been written then.
         CheckpointError, PluginError: the model cannot be loaded.
         StorageError: the file system refuses.
     """
-    model_file = locate(request.model)
-    predictor = Predictor(
-        load(request.model),
-        request.tasks,
-        request.options or {},
-        device_of(request.device),
-        request.precision,
-        request.tile,
-    )
-    if predictor.tile != "whole":
-        say(f"densectx: images are taken in tiles: {predictor.tile}.")
-    reading = Reading.of(predictor.model, predictor.tasks)
-    writers = {real: _writers(predictor, raw=request.raw, real=real) for real in (False, True)}
-    out = Path(os.path.realpath(request.out))
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"-o {request.out}: is a file, not a folder.")
-    found = collect(request.inputs, out, predictor.tasks, overwrite=request.overwrite, channels=reading.channels)
-    if not found.images and not found.failures and not found.left_out:
-        raise ConfigError("no input: the list on stdin is empty.")
-    jobs = plan(found.images, lambda path: writers[reading.real(path)])
-    _check(out, jobs)
-    head = {
-        "format": FORMAT,
-        "model": {"path": request.model, "sha256": fingerprint(model_file)["sha256"]},
-        "options": {
-            "tasks": predictor.tasks,
-            "set": predictor.options,
-            "tile": predictor.tile,
-            "raw": request.raw,
-            "precision": request.precision,
-        },
-        "device": str(predictor.device),
-    }
-    record = Record(out, head, trusted=not request.overwrite)
-    skipped = {} if request.overwrite else _skipped(out, jobs, record)
-    record.start()
     try:
-        _report(found, record, say)
-        for number, job in enumerate(jobs):
-            progress(number, len(jobs))
-            if _key(job) in skipped:
-                record.add(_key(job), skipped[_key(job)])
-            else:
-                _one(job, reading, predictor, writers[reading.real(job.path)], out, record, say)
-        progress(len(jobs), len(jobs))
+        made = _Made(request, say)
+        if request.tile is None and made.predictor.tiling.setting.mode == "paper":
+            say("densectx: images are taken in the tiles of the published network (--tile paper).")
+        found, jobs, skipped = made.planned()
+        made.record.start()
+    except BaseException as error:
+        if ranks is not None:
+            ranks.share(None)
+            ranks.ended(None if isinstance(error, Exception) else _GRACE)  # they must have heard of it
+        raise
+    status = 0
+    try:
+        _report(found, made.record, say)
+        if ranks is None:
+            made.work(jobs, skipped, progress)
+        else:
+            status = _together(made, ranks, jobs, skipped, progress)
     finally:
-        summary = record.finish()
-    return summary
+        if ranks is not None:
+            made.record.take_in(job.key for job in jobs)
+        summary = made.record.finish()
+    bad = any(entry["status"] == "failed" for entry in summary["inputs"])
+    return summary, max(status, 3 if bad else 0)
+
+
+def _together(
+    made: _Made,
+    ranks: Ranks,
+    jobs: Sequence[Job],
+    skipped: Mapping[str, Entry],
+    progress: Callable[[int, int], None],
+) -> int:
+    """The first process's part of the work, and until the others are through; the worst of their statuses."""
+    for key, entry in skipped.items():
+        made.record.add(key, entry)
+    left = [job for job in jobs if job.key not in skipped]
+    mine = ranks.share(left)
+    try:
+        made.work(mine, {}, ranks.counted(progress, len(left)))
+        status = ranks.ended()
+    except KeyboardInterrupt:  # the others are interrupted too
+        ranks.ended(_GRACE)
+        raise
+    except Exception:
+        ranks.ended()
+        raise
+    progress(len(left), len(left))
+    return status
+
+
+def assist(request: Request, say: Callable[[str], None], ranks: Ranks) -> None:
+    """Do the share of another process than the first, which hears how it ended.
+
+    Args:
+        request: as the first one's.
+        say: takes a line for the user, at once.
+        ranks: this process among the others.
+    """
+    jobs = ranks.shared()
+    if jobs is None:
+        ranks.end(0)
+        return
+    status = 1
+    try:
+        made = _Made(request, say, join=True)
+        made.work(jobs, {}, ranks.counted(lambda finished, total: None, len(jobs)))
+        status = 0
+    except DensectxError as error:
+        say(f"densectx: error: {error}")
+        status = error.status
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        ranks.end(status)
 
 
 def _writers(predictor: Predictor, *, raw: bool, real: bool) -> dict[str, dict[str, Encoder]]:
@@ -151,7 +255,7 @@ def _skipped(out: Path, jobs: Sequence[Job], record: Record) -> dict[str, dict[s
         exist = [name for name in job.outputs.values() if os.path.lexists(out / name)]
         if not exist:
             continue
-        entry = record.carried.get(_key(job))
+        entry = record.carried.get(job.key)
         if entry is None or entry["outputs"] != list(job.outputs.values()):
             foreign.append(exist[0])
         elif entry["status"] != "started":
@@ -162,7 +266,7 @@ def _skipped(out: Path, jobs: Sequence[Job], record: Record) -> dict[str, dict[s
             if not same:
                 foreign.append(exist[0])
             elif len(exist) == len(job.outputs):
-                skipped[_key(job)] = {**entry, "path": str(job.path), "status": "skipped"}
+                skipped[job.key] = {**entry, "path": str(job.path), "status": "skipped"}
     if foreign:
         more = f" and {len(foreign) - 1} more outputs" if foreign[1:] else ""
         why = f"without a {SUMMARY} that lists it"
@@ -179,63 +283,4 @@ def _report(found: Found, record: Record, say: Callable[[str], None]) -> None:
         say(f"densectx: {found.left_out} images of the output folder inside an input folder are left out.")
     for argument, message in found.failures:
         say(f"densectx: {message}")
-        record.add(f"\0{argument}", _entry(argument, "failed", error=message))
-
-
-def _one(
-    job: Job,
-    reading: Reading,
-    predictor: Predictor,
-    writers: Mapping[str, Mapping[str, Encoder]],
-    out: Path,
-    record: Record,
-    say: Callable[[str], None],
-) -> None:
-    """Answer for one image; all of its outputs are written, or none if it is bad."""
-    names, mark = list(job.outputs.values()), {}
-    try:
-        mark = fingerprint(job.path)
-        image, deep = reading.image(job.path)
-        options = predictor.resolve(image)
-        answers = predictor(image, options)
-        contents = {
-            name: writers[task][suffix](Answer(image, deep, answers[task]))
-            for (task, suffix), name in job.outputs.items()
-        }
-        record.add(_key(job), _entry(str(job.path), "started", mark, names))
-        for name, content in contents.items():
-            replace(out, name, content)
-    except StorageError:
-        raise
-    except (DensectxError, MemoryError, RuntimeError) as error:
-        message = _message(job, error)
-        say(f"densectx: {message}")
-        record.add(_key(job), _entry(str(job.path), "failed", mark, error=message))
-    else:
-        entry = _entry(str(job.path), "done", mark, names)
-        if estimated := {name: value.item() for name, value in options.items() if isinstance(value, Tensor)}:
-            entry["estimated"] = estimated
-            said = ", ".join(f"{name} {value:.4g}" for name, value in estimated.items())
-            say(f"densectx: {job.path}: estimated {said}.")
-        record.add(_key(job), entry)
-
-
-def _message(job: Job, error: Exception) -> str:
-    """One line that names the file; raises errors that are bugs."""
-    text = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
-        text = "the memory is too small for the image as a whole; cut it, or take another --device."
-    elif not isinstance(error, DensectxError):
-        raise error
-    return text if str(job.path) in text else f"{job.path}: {text}"
-
-
-def _entry(
-    path: str, status: str, mark: Mapping[str, Any] | None = None, outputs: Sequence[str] = (), error: str | None = None
-) -> dict[str, Any]:
-    blank = {"size": None, "mtime_ns": None, "sha256": None}
-    return {"path": path, **(mark or blank), "outputs": list(outputs), "status": status, "error": error}
-
-
-def _key(job: Job) -> str:
-    return next(iter(job.outputs.values()))
+        record.add(f"\0{argument}", entry_of(argument, "failed", error=message))

@@ -1,10 +1,10 @@
-"""A picture in parts, and the answers for the parts as one."""
+"""The published tiled inference of Yu & Koltun's networks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Final, Literal, NamedTuple, TypeAlias, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,16 +13,13 @@ from densectx.backbones.base import MarginBackbone
 from densectx.errors import ConfigError
 from densectx.heads.linear import Upsample
 from densectx.model import DenseModel, as_batch
-from densectx.nn.precision import full
+from densectx.nn.precision import full, no_autocast
 from densectx.nn.resize import reflect101
 
-Tile: TypeAlias = Literal["whole", "paper"]
-TILES: Final[tuple[Tile, ...]] = ("whole", "paper")
 
-
-def default_tile(model: DenseModel) -> Tile:
-    """``paper`` for the published networks that say how large their inputs were, else ``whole``."""
-    return "paper" if isinstance(model.backbone, MarginBackbone) and model.backbone.tile else "whole"
+def default_paper(model: DenseModel) -> bool:
+    """Whether a model is one of the published networks, which say how large their inputs were."""
+    return isinstance(model.backbone, MarginBackbone) and model.backbone.tile is not None
 
 
 def check_paper(model: DenseModel, tasks: Sequence[str]) -> None:
@@ -31,7 +28,7 @@ def check_paper(model: DenseModel, tasks: Sequence[str]) -> None:
     Raises:
         ConfigError: the network has no published tile, or is none of the paper's.
     """
-    if default_tile(model) != "paper":
+    if not default_paper(model):
         raise ConfigError(
             "--tile paper: is for networks with a published input size (model.backbone.tile, as dilation8_camvid has);"
             " take --tile whole."
@@ -90,7 +87,7 @@ def paper_tiles(model: DenseModel, image: Tensor, tasks: Sequence[str]) -> dict[
         output = _joined(rows[key], steps[0] // model.stride * unit, steps[1] // model.stride * unit)
         if _joined_first(model, key):
             output = model.task(key).head([output], x)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             answer = model.task(key).postprocess(full(output[..., : x.shape[-2], : x.shape[-1]]), x)
         answers[key] = answer[0].float().to(image.device)
     return answers

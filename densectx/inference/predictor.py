@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor
 
-from densectx.errors import ConfigError, unknown
-from densectx.inference.tiler import Tile, check_paper, default_tile, paper_tiles
+from densectx.errors import ConfigError, DataError, unknown
+from densectx.inference.tiler import Setting, Sink, Source
+from densectx.inference.tiling import Tiling
+from densectx.inference.tta import View, averaged, views_of
 from densectx.model import DenseModel
 from densectx.tasks.base import Options
 
@@ -27,16 +31,17 @@ class Predictor:
         options: run-time options.
         device: a device of torch.
         precision: ``"32"`` or ``"bf16"``.
-        tile: how large images are taken, None for what the model is made for, see
-            :func:`densectx.inference.tiler.default_tile`.
+        tile: how large images are taken.
+        say: takes a line for the user.
+        tta: whether answers are averaged over views, see :mod:`densectx.inference.tta`.
 
     Attributes:
         tasks: keys in the model's order.
-        tile: how large images are taken.
+        tiling: how large images are taken.
         shapes: of the answers to a small gray image, by task.
 
     Raises:
-        ConfigError: an unknown or missing task or option.
+        ConfigError: an unknown or missing task or option; a task whose answer does not turn, with ``tta``.
     """
 
     def __init__(
@@ -46,7 +51,10 @@ class Predictor:
         options: Mapping[str, float],
         device: torch.device,
         precision: str,
-        tile: Tile | None = None,
+        tile: Setting = Setting(),  # noqa: B008 - frozen
+        say: Callable[[str], None] = lambda line: None,
+        *,
+        tta: bool = False,
     ) -> None:
         for key in tasks or ():
             if key not in model.tasks:
@@ -57,30 +65,58 @@ class Predictor:
                 raise ConfigError(f"--set {name}: {key!r} is not one of --tasks {','.join(self.tasks)}.")
         self.model, self.options = model.to(device), dict(options)
         self.device, self.precision = device, precision
-        self.tile = tile or default_tile(model)
-        if self.tile == "paper":
-            check_paper(model, self.tasks)
-        self.shapes = {key: tuple(answer.shape) for key, answer in self._whole(torch.zeros(1, _PROBE, _PROBE)).items()}
+        self.model.eval()
+        self.tiling = Tiling(self.model, self.tasks, tile, self._whole, say)
+        by_views: dict[tuple[View, ...], list[str]] = {}
+        for key in self.tasks if tta else ():
+            by_views.setdefault(views_of(model.task(key), key), []).append(key)
+        self._ensemble = [
+            (views, Tiling(self.model, keys, tile, partial(self._whole, tasks=keys), say))
+            for views, keys in by_views.items()
+        ]
+        self.shapes = self.probe(1)
+
+    def probe(self, channels: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the answers to a small black image of so many channels, by task."""
+        answers = self._whole(torch.zeros(channels, _PROBE, _PROBE), self.options)
+        return {key: tuple(answer.shape) for key, answer in answers.items()}
 
     def resolve(self, image: Tensor) -> dict[str, float | Tensor | None]:
         """The run-time options for an image; those that were estimated from it are tensors (1,)."""
         return self.model.resolve(image, self.tasks, self.options)
 
     def __call__(self, image: Tensor, options: Options | None = None) -> dict[str, Tensor]:
-        """(C, H, W) float32 on the CPU -> {task: what ``DenseModel.predict`` returns}.
+        """(C, H, W) or (B, C, H, W) float32 on the CPU -> {task: what ``DenseModel.predict`` returns}.
 
         Args:
-            image: the image.
-            options: of this image, as :meth:`resolve` found them; None finds them again.
+            image: the image, or several of one size.
+            options: of this image, as :meth:`resolve` found them; None finds them again. All views of an image have
+                the same.
         """
-        if self.tile == "whole":
-            return self._whole(image, options)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return paper_tiles(self.model, image, self.tasks)
+        options = self.resolve(image) if options is None else options
+        if not self._ensemble:
+            return self.tiling(image, options)
+        found: dict[str, Tensor] = {}
+        for views, tiling in self._ensemble:
+            found |= averaged(partial(tiling, options=options), image, views)
+        return {key: found[key] for key in self.tasks}
 
-    def _whole(self, image: Tensor, options: Options | None = None) -> dict[str, Tensor]:
+    def check_windows(self, path: Path) -> None:
+        """Whether a picture may be read in parts.
+
+        Raises:
+            DataError: not by an ensemble, whose views are turned as a whole.
+        """
+        if self._ensemble:
+            raise DataError(f"{path}: is too large to be read as a whole, as --tta does; leave --tta away for it.")
+
+    def stream(self, source: Source, sinks: Mapping[str, Sink], options: Options) -> dict[str, float]:
+        """Answer for a picture that is read in parts, see :meth:`densectx.inference.tiling.Tiling.stream`."""
+        return self.tiling.stream(source, sinks, options)
+
+    def _whole(self, image: Tensor, options: Options, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.model.predict(image, self.tasks, self.options if options is None else options)
+            return self.model.predict(image, self.tasks if tasks is None else tasks, options)
 
 
 def device_of(name: str) -> torch.device:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from densectx.errors import ConfigError
-from densectx.inference.files import replace, storage_error
+from densectx.inference.files import check_inside, replace, storage_error
 
 SUMMARY, JOURNAL = "summary.json", "summary.partial.jsonl"
 FORMAT = 1
@@ -17,6 +19,14 @@ Entry = dict[str, Any]
 """``{path, size, mtime_ns, sha256, outputs, status, error}``; outputs are paths below the folder. Status: ``done``,
 ``skipped`` (done by an earlier run), ``failed``, ``started`` (interrupted while its outputs were written). Beside them
 ``estimated``, ``{"denoising.sigma": 24.8}``, where run-time options were found in the image itself."""
+
+
+def entry_of(
+    path: str, status: str, mark: Mapping[str, Any] | None = None, outputs: Sequence[str] = (), error: str | None = None
+) -> Entry:
+    """An entry; ``mark`` is what :func:`densectx.inference.files.fingerprint` said, as far as it got."""
+    blank = {"size": None, "mtime_ns": None, "sha256": None}
+    return {"path": path, **(mark or blank), "outputs": list(outputs), "status": status, "error": error}
 
 
 @final
@@ -30,16 +40,19 @@ class Record:
         root: the output folder.
         head: ``{format, model, options, device}`` of this run.
         trusted: whether a summary that cannot be read is an error (else it is forgotten).
+        join: whether another process has started the journal, to which this one adds its lines.
 
     Raises:
         ConfigError: the folder has a summary that is not ours.
     """
 
-    def __init__(self, root: Path, head: Mapping[str, Any], *, trusted: bool = True) -> None:
+    def __init__(self, root: Path, head: Mapping[str, Any], *, trusted: bool = True, join: bool = False) -> None:
         self.root, self.head = root, dict(head)
         self.entries: dict[str, Entry] = {}
+        if join:
+            self._open()
         try:
-            before, entries = _read(root)
+            before, entries = (None, {}) if join else _read(root)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if trusted:
                 raise ConfigError(
@@ -54,16 +67,28 @@ class Record:
         """Open the journal; the first thing that is written."""
         lines = [json.dumps(self.head), *(json.dumps([key, entry]) for key, entry in self.carried.items())]
         replace(self.root, JOURNAL, "".join(line + "\n" for line in lines).encode())
-        self._journal = open(self.root / JOURNAL, "a", encoding="ascii")  # noqa: SIM115 - closed by finish
+        self._open()
+
+    def _open(self) -> None:
+        check_inside(self.root, [JOURNAL])
+        self._journal = open(self.root / JOURNAL, "ab", buffering=0)  # noqa: SIM115 - closed by finish
 
     def add(self, key: str, entry: Entry) -> None:
         """Note an input under the key of its outputs; a later entry of the same key takes its place."""
         self.entries[key] = entry
         try:
-            self._journal.write(json.dumps([key, entry]) + "\n")
-            self._journal.flush()
+            line = (json.dumps([key, entry]) + "\n").encode()
+            if self._journal.write(line) != len(line):  # in one piece: other processes append to it too
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise storage_error(self.root / JOURNAL, error) from error
+
+    def take_in(self, keys: Iterable[str]) -> None:
+        """Take the entries that other processes added, and all in the order of the keys."""
+        lines = (self.root / JOURNAL).read_text(encoding="ascii").split("\n")[1 + len(self.carried) : -1]
+        found = dict(json.loads(line) for line in lines)
+        order = [*(key for key in self.entries if key.startswith("\0")), *keys]
+        self.entries = {key: found[key] for key in order if key in found}
 
     def finish(self) -> dict[str, Any]:
         """Write the summary, remove the journal, and return what was written."""

@@ -57,12 +57,17 @@ def encoders(
         real: whether the input's file holds floating-point numbers.
 
     Raises:
-        ConfigError: names of classes that give the same file name.
+        ConfigError: names of classes that give the same file name; a palette of another number of classes.
     """
     found: dict[str, Encoder] = {}
     count = len(info.classes)
     first = int(task.output == "labels")  # colour 0 is black, for a background that labels do not have
     palette = info.palette or default_palette(first + count)[first:]
+    if task.output in ("classes", "labels") and len(palette) != count:
+        raise ConfigError(
+            f"the model's source {task.source!r} has {len(palette)} colours for {count} classes; one each is expected:"
+            " save the model again from a config whose palette fits its classes."
+        )
     if task.output == "classes" and count <= 256:  # a palette has no more
         found[".png"] = partial(classes_png, palette=palette)
         found[".overlay.png"] = partial(overlay_png, names=info.classes, palette=palette)

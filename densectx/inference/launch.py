@@ -1,0 +1,90 @@
+"""Several processes for one run of ``densectx predict --devices N``: started, watched, and stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from densectx.errors import DistributedError
+
+LAUNCHED: Final = "DENSECTX_PREDICT_LAUNCHED"  # is set in the processes that are started here
+_GRACE: Final = 30.0  # seconds to write the summary in, for those that are told to stop
+_LOOK: Final = 0.05  # seconds between two looks
+
+
+def launch(arguments: Sequence[str], number: int) -> int:
+    """Run the command in so many processes, each of which does its share.
+
+    Args:
+        arguments: behind ``predict``.
+        number: of processes.
+
+    Returns:
+        The exit status: the worst of all.
+
+    Raises:
+        DistributedError: one of them ended early; the others are stopped, what was done is in the summary.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    common = {**os.environ, LAUNCHED: "1", "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    command = [sys.executable, "-m", "densectx", "predict", *arguments]
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(number):
+            stream = subprocess.DEVNULL if rank else None  # the first one reads the list and prints the summary
+            children.append(
+                subprocess.Popen(
+                    command,
+                    env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdin=stream,
+                    stdout=stream,
+                    start_new_session=True,  # an interruption is passed on, once
+                )
+            )
+        return _watch(children)
+    finally:
+        _stop(children)
+
+
+def _watch(children: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for all; the first one ends last, unless something is wrong."""
+    while True:
+        codes = [child.poll() for child in children]
+        early = next((rank for rank, code in enumerate(codes[1:], 1) if code), None)
+        if codes[0] is not None and codes[0] < 0:
+            early = 0
+        if early is not None:
+            code = codes[early]
+            assert code is not None
+            how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+            _stop(children)
+            raise DistributedError(
+                f"predict: process {early} of {len(children)} {how}, the others are stopped; run the command again,"
+                " what is done is skipped."
+            )
+        if codes[0] is not None:
+            return codes[0]
+        time.sleep(_LOOK)
+
+
+def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End those that run, politely first."""
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
+    until = time.monotonic() + _GRACE
+    for child in children:
+        try:
+            child.wait(max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

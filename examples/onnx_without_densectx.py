@@ -1,0 +1,24 @@
+"""A model of `densectx export -f onnx` on a picture: python onnx_without_densectx.py MODEL.onnx PICTURE FOLDER."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+model, picture, folder = sys.argv[1:]
+session = onnxruntime.InferenceSession(model)
+about = json.loads(session.get_modelmeta().custom_metadata_map["densectx"])
+pixels = np.asarray(Image.open(picture).convert({1: "L", 3: "RGB"}[about["image"]["channels"]]), np.float32) / 255
+feed = {"image": pixels.reshape(1, *pixels.shape[:2], -1).transpose(0, 3, 1, 2)}
+given = {name: option["default"] for name, option in about["options"].items()}  # None: must be estimated
+feed |= {name: np.array(-1 if value is None else value, np.float32) for name, value in given.items()}
+for (key, task), answer in zip(about["tasks"].items(), session.run(list(about["tasks"]), feed), strict=True):
+    if task["output"] == "classes":
+        drawn = Image.fromarray(answer[0].argmax(0).astype(np.uint8))
+        drawn.putpalette(np.array(task["palette"], np.uint8).tobytes())
+    else:
+        drawn = Image.fromarray(np.uint8(np.rint(answer[0].clip(0, 1) * 255)).transpose(1, 2, 0).squeeze())
+    drawn.save(Path(folder) / f"{key}.png")

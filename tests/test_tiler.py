@@ -1,0 +1,389 @@
+"""The tiler: windows that give the answer of the whole picture, and blended ones that say how far they are off."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densectx.checkpoint import save_safetensors
+from densectx.cli import main
+from densectx.data import windowed
+from densectx.data.reader import read_image
+from densectx.data.windowed import WindowedFile
+from densectx.errors import ConfigError, DataError, MemoryLimitError
+from densectx.inference.blend import run_blended
+from densectx.inference.tiler import Held, Kept, Setting, plan_blend
+from densectx.inference.tiling import Tiling
+from densectx.inference.windows import exact_lines, overlapping_lines, weights
+from densectx.model import DenseModel
+from densectx.types import SourceInfo
+
+INFO = SourceInfo(classes=("sky", "road", "tree"), keys=("image", "mask"))
+DECODER = {"name": "decoder", "width": 4, "depth": 1}
+TASKS = {
+    "segmentation": {"name": "segmentation", "source": "x"},
+    "denoising": {"name": "denoising", "source": "x", "sigma": [0, 50], "head": DECODER},
+    "sr": {"name": "super_resolution", "source": "x", "scale": 3, "head": DECODER},
+    "pre": {"name": "super_resolution", "source": "x", "scale": 2, "upsampling": "pre", "head": DECODER},
+    "colour": {"name": "colorization", "source": "x", "head": DECODER},
+}
+
+
+def build(backbone, tasks=("segmentation",), dilations=(1, 2), channels=3, **model):
+    torch.manual_seed(0)
+    config = {
+        "backbone": backbone,
+        "projection": {"channels": 8},
+        "context": {"name": "basic", "dilations": list(dilations), "init_noise": 0.5},
+        "tasks": {key: TASKS[key] for key in tasks},
+        **model,
+    }
+    built = DenseModel.from_config(config, {"x": SourceInfo(channels, INFO.classes, keys=INFO.keys)}).eval()
+    with torch.no_grad():  # features of about 1: rounding grows with them, and softmax makes it absolute
+        size = built.trunk(torch.rand(1, channels, 64, 64))[-1].std()
+        next(m for m in built.projection.modules() if isinstance(m, torch.nn.Conv2d)).weight.div_(size)
+    for parameter in built.parameters():  # heads that start at zero would agree with anything
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return built
+
+
+def tiling(model, text=None, tasks=None, say=lambda line: None):
+    keys = list(model.tasks) if tasks is None else tasks
+    return Tiling(model, keys, Setting.parse(text), lambda x, options: model.predict(x, keys, options), say)
+
+
+def numbers(model):
+    return {f"{key}.{name}": 20.0 for key in model.tasks for name in model.task(key).options}
+
+
+PLAIN = {"name": "plain", "width": 6}
+SMALL = {
+    "plain, all tasks": (lambda: build(PLAIN, TASKS), 1),
+    "plain, gray": (lambda: build({**PLAIN, "in_channels": 1}, ["denoising", "sr"], channels=1), 1),
+    "stride 2": (lambda: build({"name": "timm", "model": "resnet18", "levels": 1, "output_stride": 8}, ["sr"]), 2),
+    "stride 4": (
+        lambda: build({"name": "timm", "model": "resnet18", "levels": 2, "output_stride": 8}, ["sr", "denoising"]),
+        4,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def small(request):
+    make, stride = SMALL[request.param]
+    model = make()
+    assert model.stride == stride
+    return tiling(model, "exact:4")
+
+
+def relative(found, expected):
+    return (found - expected).abs().max().item() / expected.abs().max().item()
+
+
+def allowed(key):
+    """Rounding; the curve of sRGB, 13 times as steep in the dark, makes more of it for colours."""
+    return 5e-5 if key == "colour" else 1e-5
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 97), st.integers(1, 97), st.integers(5, 15), st.integers(0, 9))
+def test_exact_tiles_equal_the_whole(small, height, width, core, seed):
+    image = torch.rand(small.channels, height, width, generator=torch.Generator().manual_seed(seed))
+    small.setting = Setting("exact", core * 4)
+    whole = small.model.predict(image, options=numbers(small.model))
+    for key, answer in small(image, numbers(small.model)).items():
+        assert answer.shape == whole[key].shape
+        assert relative(answer, whole[key]) < allowed(key)
+
+
+def test_every_size(small):
+    for size in range(1, 98):
+        small.setting = Setting("exact", max(size // 12 * 4, 4))
+        image = torch.rand(small.channels, size, 9)
+        whole = small.model.predict(image, options=numbers(small.model))
+        for key, answer in small(image, numbers(small.model)).items():
+            assert relative(answer, whole[key]) < allowed(key)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"name": "frontend_vgg16", "width": 2, "fc": 4},
+        {"name": "frontend_vgg16", "width": 2, "fc": 4, "padding": "each"},
+        "dilated_vgg16",
+        "dilated_resnet18",
+    ],
+    ids=["front end", "front end, padded", "vgg", "resnet"],
+)
+def test_large_fields_with_pictures_larger_and_smaller_than_two_halos(backbone):
+    model = build(backbone, ["segmentation"], dilations=(1,))
+    tiles = tiling(model, "exact")
+    halo = tiles.halo
+    assert 90 < halo.left < 500
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((40, halo.left * 2 + 101), (halo.top + 9, 64)):
+        tiles.setting = Setting("exact", 96)
+        image = torch.rand(3, height, width, generator=generator)
+        plan = tiles.plan(height, width)
+        assert plan.windows > 1 or width < halo.left * 2
+        whole = model.predict(image)["segmentation"]
+        assert relative(tiles(image, {})["segmentation"], whole) < 1e-5
+
+
+def test_a_halo_of_one_stride_less_is_not_enough():
+    """The field is what the model needs, not more: with fewer pixels the answer changes."""
+    model = build(PLAIN, ["segmentation"], dilations=(1, 2, 4))
+    tiles = tiling(model, "exact:16")
+    image = torch.rand(3, 64, 64)
+    whole = model.predict(image)["segmentation"]
+    exact = relative(tiles(image, {})["segmentation"], whole)
+    halo = tiles.halo
+    tiles.__dict__["halo"] = type(halo)(*(side - 1 for side in (halo.top, halo.bottom, halo.left, halo.right)))
+    assert relative(tiles(image, {})["segmentation"], whole) > 100 * max(exact, 1e-7)
+
+
+def test_a_field_larger_than_the_picture_is_one_pass():
+    tiles = tiling(build(PLAIN), "exact:8")
+    assert tiles.plan(5, 5).windows == 1
+    assert tiles.plan(50, 50).windows == 49
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        ({"context": {"name": "aspp", "rates": [1]}}, "context.shared"),
+        ({"backbone": {"name": "timm", "model": "seresnet18", "output_stride": 8}}, "se"),
+        ({"norm": "group", "backbone": "dilated_resnet18"}, "bn1"),
+    ],
+)
+def test_what_sees_the_whole_picture_is_refused_and_named(model, layer):
+    built = build(**{"backbone": PLAIN, **model})
+    with pytest.raises(ConfigError, match=f"--tile exact: layer '[a-z0-9_.]*{layer}"):
+        tiling(built, "exact")
+    assert tiling(built).plan(3000, 3000).mode in ("whole", "blend")
+
+
+# blended windows ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300), st.integers(2, 12), st.integers(0, 40), st.sampled_from([1, 2, 8]))
+def test_weights_of_overlapping_windows_sum_to_one(size, units, overlap, stride):
+    side = units * stride
+    overlap = min(overlap, side - stride)
+    lines = overlapping_lines(size, side, overlap, stride)
+    total = np.zeros(size)
+    for line, weight in zip(lines, weights(lines), strict=True):
+        assert line.kept.start % stride == 0
+        assert line.kept.stop - line.kept.start <= side
+        assert (weight > 0).all()
+        total[line.kept] += weight
+    assert np.allclose(total, 1, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 80), st.integers(1, 80), st.integers(2, 8), st.sampled_from([1, 2, 3]))
+def test_windows_that_agree_blend_into_the_same(height, width, units, scale):
+    image = torch.rand(2, height, width)
+
+    def larger(x):
+        return {"t": x.repeat_interleave(scale, 1).repeat_interleave(scale, 2)}
+
+    sink = Kept(height * scale, width * scale)
+    seams = run_blended(larger, Held(image), {"t": sink}, {"t": scale}, plan_blend(height, width, units * 4, 4))
+    torch.testing.assert_close(sink.value, larger(image)["t"], rtol=1e-5, atol=1e-6)
+    assert seams == {"t": 0.0}
+
+
+def test_the_seam_error_is_the_largest_difference_of_neighbours():
+    """Windows that answer with their own number: 0, 1, 2, ... differ by one along a row and by a row's length down."""
+    count = iter(range(100))
+    plan = plan_blend(16, 40, 16, 4)
+    assert (len(plan.rows), len(plan.columns)) == (1, 3)
+    sink = Kept(16, 40)
+    seams = run_blended(
+        lambda x: {"t": torch.full_like(x, next(count))}, Held(torch.rand(1, 16, 40)), {"t": sink}, {"t": 1}, plan
+    )
+    assert seams == {"t": 1.0}
+    assert sink.value[0, 0, 0] == 0
+    assert sink.value[0, 0, 39] == 2
+    assert (sink.value[0, 0].diff() >= 0).all()  # no jump back: the weights fall evenly
+
+
+def test_numbers_of_pixels_ask_for_blended_windows(capsys):
+    model = build(PLAIN, context={"name": "aspp", "rates": [1]})
+    said = []
+    tiles = tiling(model, "32", say=said.append)
+    answer = tiles(torch.rand(3, 70, 50), {})["segmentation"]
+    torch.testing.assert_close(answer.sum(0), torch.ones(70, 50), rtol=0, atol=1e-5)
+    assert any("differ by up to" in line for line in said)
+
+
+# what does not fit ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["half", "exact:", "exact:0", "-5", "exact:x", "0", ""])
+def test_settings_that_say_nothing(text):
+    with pytest.raises(ConfigError, match="--tile"):
+        Setting.parse(text)
+
+
+def test_tiles_that_are_no_multiple_of_the_stride_are_refused():
+    with pytest.raises(ConfigError, match="multiple"):
+        exact_lines(100, 12, 4, 4, 8)
+    with pytest.raises(ConfigError, match="multiple"):
+        overlapping_lines(100, 12, 2, 8)
+
+
+def test_a_window_that_does_not_fit_is_halved_and_said():
+    model = build(PLAIN, dilations=(1,))
+    said = []
+
+    def run(image, options):
+        if image.shape[-1] > 40:
+            raise torch.OutOfMemoryError("out of memory")
+        return model.predict(image, ["segmentation"], options)
+
+    tiles = Tiling(model, ["segmentation"], Setting(), run, said.append)
+    image = torch.rand(3, 60, 150)
+    assert relative(tiles(image, {})["segmentation"], model.predict(image)["segmentation"]) < 1e-5
+    assert sum("does not fit" in line for line in said) == 3  # 150, 75, 37 with its halo of 3, 18
+    with pytest.raises(MemoryLimitError, match="too small"):
+        Tiling(model, ["segmentation"], Setting("whole"), run)(image, {})
+
+
+def test_other_errors_of_a_pass_are_not_taken_for_memory():
+    def run(image, options):
+        raise RuntimeError("broken")
+
+    tiles = Tiling(build(PLAIN), ["segmentation"], Setting("exact", 8), run)
+    with pytest.raises(RuntimeError, match="broken"):
+        tiles(torch.rand(3, 40, 40), {})
+
+
+# pictures larger than memory ------------------------------------------------------------------------------------------
+
+LAYOUTS = [
+    {},
+    {"tile": (32, 48)},
+    {"rowsperstrip": 7},
+    {"tile": (16, 16), "compression": "zlib"},
+    {"rowsperstrip": 5, "compression": "zlib", "predictor": True},
+    {"planarconfig": "separate", "tile": (32, 32)},
+    {"bigtiff": True, "tile": (16, 16)},
+    {"byteorder": ">"},
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_windows_of_a_tiff_are_those_of_the_whole(tmp_path, layout, dtype, channels):
+    values = np.random.default_rng(0).random((101, 77, 3) if channels == 3 else (101, 77))
+    values = values.astype(dtype) if dtype == np.float32 else (values * np.iinfo(dtype).max).astype(dtype)
+    if dtype == np.float32:
+        layout = {key: value for key, value in layout.items() if key != "predictor"}
+    if "planarconfig" in layout:
+        if channels == 1:
+            pytest.skip("one channel has no planes")
+        values = np.moveaxis(values, 2, 0)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb" if channels == 3 else "minisblack", **layout)
+    whole = read_image(tmp_path / "a.tif", 3)[0][:channels]
+    file = WindowedFile(tmp_path / "a.tif")
+    assert file.shape == whole.shape
+    for part in ((slice(0, 101), slice(0, 77)), (slice(13, 50), slice(31, 70)), (slice(100, 101), slice(76, 77))):
+        torch.testing.assert_close(file.read(*part), whole[:, part[0], part[1]], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(50, 40), (3, 50, 40), (50, 40, 3)])
+def test_windows_of_an_array_file(tmp_path, shape):
+    np.save(tmp_path / "a.npy", (np.random.default_rng(0).random(shape) * 255).astype(np.uint8))
+    file = WindowedFile(tmp_path / "a.npy")
+    whole = read_image(tmp_path / "a.npy", 3)[0]
+    part = file.read(slice(3, 20), slice(5, 40))
+    torch.testing.assert_close(part, whole[: len(part), 3:20, 5:40])
+
+
+def test_damaged_large_files_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64), np.uint8), tile=(16, 16))
+    content = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(content[: len(content) - 300])
+    with pytest.raises(DataError, match=r"cut\.tif"):
+        WindowedFile(tmp_path / "cut.tif")
+    tifffile.imwrite(tmp_path / "nan.tif", np.full((64, 64), np.nan, np.float32), tile=(16, 16))
+    with pytest.raises(DataError, match="not finite"):
+        WindowedFile(tmp_path / "nan.tif").read(slice(0, 8), slice(0, 8))
+    tifffile.imwrite(tmp_path / "pages.tif", np.zeros((4, 64, 64), np.uint8), photometric="minisblack")
+    with pytest.raises(DataError, match="pages"):
+        WindowedFile(tmp_path / "pages.tif")
+
+
+@pytest.fixture
+def by_windows(monkeypatch):
+    """Pictures of more than 2000 pixels count as larger than memory."""
+    monkeypatch.setattr(windowed, "WINDOWED_FROM", 2000)
+
+
+@pytest.mark.fault("F07")
+@pytest.mark.parametrize(("dtype", "deep"), [(np.uint8, False), (np.uint16, True)])
+def test_predict_on_a_large_tiff_is_predict_on_its_picture(tmp_path, by_windows, capsys, dtype, deep):
+    model = build(PLAIN, ["segmentation", "denoising", "sr", "colour"])
+    save_safetensors(model, tmp_path / "m.safetensors")
+    (tmp_path / "in").mkdir()
+    values = (np.random.default_rng(0).random((90, 70, 3)) * np.iinfo(dtype).max).astype(dtype)
+    tifffile.imwrite(tmp_path / "in" / "a.tif", values, photometric="rgb", tile=(16, 32))
+    arguments = ["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "in"), "--set", "denoising.sigma=20"]
+    assert main([*arguments, "-o", str(tmp_path / "out"), "--tile", "exact:32", "--raw"]) == 0
+    assert "exact, 9 windows" in capsys.readouterr().err
+    image = torch.from_numpy(values.astype(np.float32) / np.iinfo(dtype).max).permute(2, 0, 1)
+    whole = model.predict(image, options={"denoising.sigma": 20.0})
+    for key, answer in whole.items():
+        raw = np.load(tmp_path / "out" / key / "a.npy")
+        assert np.abs(raw - answer.numpy()).max() < 1e-5 * answer.abs().max().item()
+        with tifffile.TiffFile(tmp_path / "out" / key / "a.tif") as tiff:
+            page = tiff.pages.first
+            stored = page.asarray()
+            if key == "segmentation":
+                assert page.photometric.name == "PALETTE"
+                assert page.colormap[:, 1].tolist() == [128 * 257, 0, 0]  # VOC's second colour
+                assert np.array_equal(stored, answer.argmax(0))
+            else:
+                white = 65535 if deep else 255
+                assert stored.dtype == dtype
+                expected = (answer.clamp(0, 1) * white).round().permute(1, 2, 0).numpy()
+                assert np.abs(stored.astype(float) - expected).max() <= 1
+    assert sorted(p.name for p in (tmp_path / "out" / "sr").iterdir()) == ["a.npy", "a.tif"]
+    entry = json.loads((tmp_path / "out" / "summary.json").read_text())["inputs"][0]
+    assert entry["status"] == "done"
+    assert main([*arguments, "-o", str(tmp_path / "out"), "--tile", "exact:32", "--raw"]) == 0
+    assert "1 skipped" in capsys.readouterr().out
+
+
+def test_a_large_gray_float_picture_is_restored_to_floats(tmp_path, by_windows):
+    model = build({**PLAIN, "in_channels": 1}, ["denoising"], channels=1)
+    save_safetensors(model, tmp_path / "m.safetensors")
+    values = np.random.default_rng(0).random((60, 61)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", values, tile=(16, 16))
+    arguments = ["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "a.tif"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--tile", "exact:16"]) == 0  # sigma is estimated from the middle
+    found = tifffile.imread(tmp_path / "out" / "denoising" / "a.tif")
+    assert found.dtype == np.float32
+    estimated = json.loads((tmp_path / "out" / "summary.json").read_text())["inputs"][0]["estimated"]
+    expected = model.predict(torch.from_numpy(values)[None], options=estimated)["denoising"][0]
+    assert np.abs(found - expected.numpy()).max() < 1e-5
+
+
+def test_a_large_picture_that_breaks_midway_leaves_nothing(tmp_path, by_windows, capsys):
+    save_safetensors(build(PLAIN), tmp_path / "m.safetensors")
+    values = np.random.default_rng(0).random((90, 70)).astype(np.float32)
+    values[80, 60] = 2
+    tifffile.imwrite(tmp_path / "a.tif", values, tile=(16, 16))
+    arguments = ["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "a.tif"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--tile", "exact:16"]) == 3
+    assert "rows" in capsys.readouterr().err
+    assert list((tmp_path / "out" / "segmentation").iterdir()) == []
