@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import io
 import os
 import sys
 import traceback
-from typing import Any, NoReturn, final
 
 import densectx
 from densectx.errors import ConfigError, DensectxError, unknown
+from densectx.parsing import Parser
 
 COMMANDS = {
     "fit": "train",
@@ -27,18 +26,6 @@ COMMANDS = {
     "list": "what is registered: backbones, contexts, heads, tasks, datasets, losses, models",
     "show": "origin, options and documentation of one registered name",
 }
-
-
-@final
-class _Parser(argparse.ArgumentParser):
-    """Usage errors are config errors: one line, status 2."""
-
-    def __init__(self, command: str, **options: Any) -> None:
-        super().__init__(prog=f"densectx {command}", allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise ConfigError(f"{self.prog.removeprefix('densectx ')}: {message}. `{self.prog} --help` describes it.")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,7 +122,7 @@ def _list(arguments: list[str]) -> None:
     from densectx import listing
     from densectx.registry import REGISTRIES
 
-    parser = _Parser("list", description="What is registered, and whether its metadata is in order.")
+    parser = Parser("list", description="What is registered, and whether its metadata is in order.")
     parser.add_argument("kind", nargs="?", metavar="KIND", help="one of " + ", ".join(REGISTRIES))
     parser.add_argument("--json", action="store_true", help='print one object with "format": 1')
     parser.add_argument(
@@ -152,7 +139,7 @@ def _list(arguments: list[str]) -> None:
 def _show(arguments: list[str]) -> None:
     from densectx import listing
 
-    parser = _Parser("show", description="Origin, options and documentation of one registered name.")
+    parser = Parser("show", description="Origin, options and documentation of one registered name.")
     parser.add_argument("kind", metavar="KIND", help="e.g. tasks")
     parser.add_argument("name", metavar="NAME", help="as `densectx list` prints it")
     given = parser.parse_args(arguments)

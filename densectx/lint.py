@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NoReturn, get_args
+from typing import Any, Final, get_args
 
 from densectx.config import check_keys, compose
 from densectx.data.base import Split
@@ -17,6 +17,7 @@ from densectx.data.module import DataModule
 from densectx.data.presets import PRESETS
 from densectx.data.survey import Survey, class_weights, look
 from densectx.errors import ConfigError, DataError
+from densectx.parsing import Parser
 from densectx.registry import allow_import
 from densectx.types import SourceInfo
 
@@ -42,18 +43,12 @@ def main(arguments: Sequence[str]) -> int:
     return 3 if any(problem.severity == "error" for problem in found) else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"lint: {message}. `densectx lint --help` describes it.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="densectx lint",
+    parser = Parser(
+        "lint",
         description="Read every sample of a config's data once: what would break training (status 3), and what would"
         " spoil it: missing classes, palettes that disagree, pairs and masks that do not lie on each other, repeated"
         " pictures, training pictures (and copies of them) in the validation.",
-        allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="the config whose data.sources are read, every sample once")
     parser.add_argument("-c", dest="more", action="append", default=[], metavar="FILE", help="merged after it")

@@ -7,10 +7,11 @@ import asyncio
 import socket
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NoReturn, final
+from typing import TYPE_CHECKING, Final, final
 
 from densectx.errors import ConfigError, unknown
 from densectx.imports import allow_import
+from densectx.parsing import Parser
 from densectx.registry import MODELS
 
 if TYPE_CHECKING:
@@ -21,15 +22,6 @@ DEFAULT: Final = "multitask"
 
 _PORT: Final = 8765
 _END_SECONDS: Final = 3.0  # for the layer of the network that is running
-
-
-@final
-class _Parser(argparse.ArgumentParser):
-    """Usage errors are config errors: one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise ConfigError(f"demo: {message}. `densectx demo --help` describes it.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -97,9 +89,8 @@ def _default() -> str:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="densectx demo",
-        allow_abbrev=False,
+    parser = Parser(
+        "demo",
         description="A page on this machine to try a model on pictures. Nothing leaves the machine, and only this"
         " machine reaches the page; from another one: ssh -L PORT:127.0.0.1:PORT THIS_MACHINE.",
         epilog="Exit status: 130 after Ctrl-C, 2 usage or port, 4 model, 5 plug-in.",

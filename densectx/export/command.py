@@ -7,10 +7,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import Any
 
-from densectx.errors import ConfigError, unknown
+from densectx.errors import unknown
 from densectx.imports import allow_import
+from densectx.parsing import Parser
 
 KINDS = {
     "onnx": "for onnxruntime and others; one file, at most 2 GiB (pip install densectx[export])",
@@ -19,15 +20,6 @@ KINDS = {
     " files only if you trust them as you trust a program",
     "safetensors": "weights and config of the whole model, for densectx; no code",
 }
-
-
-@final
-class _Parser(argparse.ArgumentParser):
-    """Usage errors are config errors: one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise ConfigError(f"export: {message}. `densectx export --help` describes it.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,9 +50,8 @@ def _text(found: dict[str, Any]) -> str:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="densectx export",
-        allow_abbrev=False,
+    parser = Parser(
+        "export",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Write a model as a file whose answers are those of `densectx predict --tile whole`: input `image`"
         " (B, C, H, W)\nfloat32 sRGB 0..1, any B, H and W from 1 on; one number for each run-time option, such as"

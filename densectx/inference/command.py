@@ -10,22 +10,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, final
+from typing import final
 
 from densectx.errors import ConfigError, unknown
 from densectx.imports import allow_import
 from densectx.inference.launch import LAUNCHED, launch
+from densectx.parsing import Parser
 
 _SHOWN_EVERY = 0.2  # seconds
-
-
-@final
-class _Parser(argparse.ArgumentParser):
-    """Usage errors are config errors: one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise ConfigError(f"predict: {message}. `densectx predict --help` describes it.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,9 +72,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="densectx predict",
-        allow_abbrev=False,
+    parser = Parser(
+        "predict",
         description="Answer for images and write the answers to DIR/<task>/<folder>/<stem>.png, with a summary.json.",
         epilog="Images are taken upright: an EXIF orientation is applied and answers carry none. Colour profiles (ICC)"
         " are ignored: values are taken as sRGB, and answers carry no profile. Transparency is laid over white; answers"

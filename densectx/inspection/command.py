@@ -7,10 +7,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn, final
+from typing import Final
 
 from densectx.errors import ConfigError, unknown
 from densectx.imports import allow_import
+from densectx.parsing import Parser
 
 _DESCRIPTION: Final = """\
 What a model sees and costs: parameters and multiply-adds by part, receptive field, stride and offset by layer, the
@@ -31,15 +32,6 @@ examples:
 DIR gets inspect.json, figure1.png, growth.png, gallery.png and effective_field.png.
 Exit status: 0 done, 2 usage or config, 4 model, 8 storage.
 """
-
-
-@final
-class _Parser(argparse.ArgumentParser):
-    """Usage errors are config errors: one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise ConfigError(f"inspect: {message}. `densectx inspect --help` describes it.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -87,9 +79,8 @@ def _say(line: str) -> None:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="densectx inspect",
-        allow_abbrev=False,
+    parser = Parser(
+        "inspect",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -82,7 +82,8 @@ def _blocks(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kernel = x.new_tensor(_DIFFERENCE)
         kernel = kernel / kernel.square().sum().sqrt()
         detail = F.conv2d(F.conv2d(x, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).square()
-        inside = x[..., reach // 2 : -(reach // 2), reach // 2 : -(reach // 2)]
+        # pooling copies it anyway; compilers of exported graphs cannot pool a view of unknown size
+        inside = x[..., reach // 2 : -(reach // 2), reach // 2 : -(reach // 2)].contiguous()
         ends = ((inside <= 0) | (inside >= 1)).float()
         mean, variance, saturated = (F.avg_pool2d(y, _BLOCK, _BLOCK // 2).flatten(1) for y in (inside, detail, ends))
         # at strong noise every block has such pixels: then those that have few count, at least a quarter of all

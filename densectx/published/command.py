@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn, final
+from typing import Final
 
 from densectx.errors import CheckpointError, ConfigError
+from densectx.parsing import Parser
 
 _KINDS: Final = ("caffe", "drn", "vgg")
 _DESCRIPTION: Final = """\
@@ -34,15 +35,6 @@ examples:
 
 Exit status: 0 done, 2 usage, 4 FILE is damaged or does not fit the net, 8 storage.
 """
-
-
-@final
-class _Parser(argparse.ArgumentParser):
-    """Usage errors are config errors: one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise ConfigError(f"convert: {message}. `densectx convert --help` describes it.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,9 +62,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="densectx convert",
-        allow_abbrev=False,
+    parser = Parser(
+        "convert",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=_DESCRIPTION,
         epilog=_EPILOG,

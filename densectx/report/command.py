@@ -5,19 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, final
 
-from densectx.errors import ConfigError
 from densectx.imports import allow_import
-
-
-@final
-class _Parser(argparse.ArgumentParser):
-    """Usage errors are config errors: one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        raise ConfigError(f"report: {message}. `densectx report --help` describes it.")
+from densectx.parsing import Parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,9 +39,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="densectx report",
-        allow_abbrev=False,
+    parser = Parser(
+        "report",
         description="Write a run as one static HTML file: curves, scores beside trivial answers, classes, best and"
         " worst pictures, receptive field, config, environment. It asks no other machine for anything.",
         epilog="What cannot be had (data that is not there) is left out and said; the status is 3 or 4 then.",
