@@ -116,3 +116,8 @@ def test_the_yaml_of_the_readme_builds():
 def test_the_kit_of_the_readme_runs():
     (block,) = [block for block in BLOCKS if "densectx.testing" in block]
     exec(compile(block, "README kit", "exec"), {})
+
+
+def test_what_the_readme_says_of_coverage_holds():
+    (block,) = [block for block in BLOCKS if "coverage(" in block]
+    exec(compile(block, "README", "exec"), {})
