@@ -36,7 +36,8 @@ from densectx.tasks.options import one_of
 
 _SMALL: Final = 1 << 20  # pixels that are taken as a whole without a thought
 _SHARE: Final = 0.5  # of the free memory that a pass may take
-_MOST: Final = 1 << 30  # bytes of a window's pass: larger ones are no faster
+_MOST: Final = 1 << 30  # bytes of a window's pass: larger ones are no faster;
+_STREAMED: Final = 1 << 29  # of a picture larger than memory, which is not to fill it
 _BLEND: Final = 512  # pixels of a blended window's side, unless memory allows less
 
 
@@ -156,7 +157,8 @@ class Tiling:
         if mode is None and whole and (height * width <= _SMALL or self._bytes * height * width <= self._room()):
             return one
         if self.halo is not None:
-            return plan_exact(height, width, self.halo, side or self._core(self.halo), self.model.stride)
+            core = side or self._core(self.halo, _MOST if whole else _STREAMED)
+            return plan_exact(height, width, self.halo, core, self.model.stride)
         return plan_blend(height, width, self._blended(), self.model.stride)
 
     @cached_property
@@ -204,9 +206,9 @@ class Tiling:
     def _room(self) -> float:
         return _SHARE * free_bytes(self.device)
 
-    def _core(self, halo: Halo) -> int:
-        """The side of what is kept of a window, so that its pass fits."""
-        side = math.isqrt(int(min(self._room(), _MOST) / self._bytes))
+    def _core(self, halo: Halo, most: int) -> int:
+        """The side of what is kept of a window, so that its pass fits into memory and into so many bytes."""
+        side = math.isqrt(int(min(self._room(), most) / self._bytes))
         stride = self.model.stride
         return max((side - halo.top - halo.bottom) // stride * stride, stride)
 
