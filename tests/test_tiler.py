@@ -16,6 +16,7 @@ from densectx.data.reader import read_image
 from densectx.data.windowed import WindowedFile
 from densectx.errors import ConfigError, DataError, MemoryLimitError
 from densectx.inference.blend import run_blended
+from densectx.inference.sinks import FileSink
 from densectx.inference.tiler import Held, Kept, Setting, plan_blend
 from densectx.inference.tiling import Tiling
 from densectx.inference.windows import exact_lines, overlapping_lines, weights
@@ -389,3 +390,13 @@ def test_a_large_picture_that_breaks_midway_leaves_nothing(tmp_path, by_windows,
     assert main([*arguments, "--tile", "exact:16"]) == 3
     assert "rows" in capsys.readouterr().err
     assert list((tmp_path / "out" / "segmentation").iterdir()) == []
+
+
+def test_a_finished_file_stays_when_another_one_fails(tmp_path):
+    sink = FileSink(tmp_path, "a.npy", (1, 4, 5), np.dtype(np.float32), "planes", lambda part: part.numpy())
+    part = torch.rand(1, 4, 5)
+    sink.write(slice(0, 4), slice(0, 5), part)
+    sink.finish()
+    sink.abandon()
+    assert np.array_equal(np.load(tmp_path / "a.npy"), part.numpy())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]

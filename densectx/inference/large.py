@@ -45,7 +45,7 @@ def options_of(predictor: Predictor, source: WindowedFile, say: Callable[[str], 
 def answer(
     predictor: Predictor, source: WindowedFile, options: Options, root: Path, outputs: Mapping[tuple[str, str], str]
 ) -> dict[str, float]:
-    """Write the answers for a picture, by windows; all files appear when they are whole, or none.
+    """Write the answers for a picture, by windows; each file appears when all of them are whole.
 
     Classes are a TIFF with a palette, labels a plane each (255 where a class holds), what is restored has the type of
     the input, other pictures 8 or 16 bits, other numbers are float32 in planes.
@@ -61,7 +61,7 @@ def answer(
         Seam errors by task, where windows are blended.
 
     Raises:
-        DataError, StorageError, MemoryLimitError, NumericError: nothing is left behind.
+        DataError, StorageError, MemoryLimitError, NumericError: no part of a file is left behind.
     """
     groups: dict[str, list[FileSink]] = {key: [] for key in predictor.tasks}
     made: list[FileSink] = []

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 _PROBES: Final = (64, 192)  # sides of two small pictures; what grows between them is a pixel's share
 WORKSPACE: Final = 1.5
-"""What operations take beside their results: reordered copies, columns of convolutions (measured: 1.1 to 1.4)."""
+"""What operations take beside their results: reordered copies, columns of convolutions; an allowance."""
 
 
 @final

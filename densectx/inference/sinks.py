@@ -59,6 +59,7 @@ class FileSink:
             self._part.unlink(missing_ok=True)
             self._start = self._header(palette)
             self._file = os.open(self._part, os.O_WRONLY)
+            self._open = True
         except OSError as error:
             raise storage_error(self.target, error) from error
 
@@ -120,12 +121,17 @@ class FileSink:
         """
         try:
             os.fsync(self._file)
-            os.close(self._file)
+            self._close()
             os.replace(self._part, self.target)
         except OSError as error:
             raise storage_error(self.target, error) from error
 
     def abandon(self) -> None:
-        """Leave nothing behind."""
-        os.close(self._file)
+        """Leave nothing behind that is not finished."""
+        self._close()
         self._part.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._file)

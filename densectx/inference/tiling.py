@@ -36,8 +36,8 @@ from densectx.tasks.options import one_of
 
 _SMALL: Final = 1 << 20  # pixels that are taken as a whole without a thought
 _SHARE: Final = 0.5  # of the free memory that a pass may take
-_MOST: Final = 1 << 30  # bytes of a window's pass: larger ones are no faster;
-_STREAMED: Final = 1 << 29  # of a picture larger than memory, which is not to fill it
+_MOST: Final = 1 << 30  # bytes of a window's pass, so that one picture does not take all memory;
+_STREAMED: Final = 1 << 29  # the same for a picture that is read by windows
 _BLEND: Final = 512  # pixels of a blended window's side, unless memory allows less
 
 
