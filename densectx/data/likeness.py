@@ -1,8 +1,8 @@
 """Pictures that are nearly the same: copies that were compressed again, reduced or brightened.
 
 A picture has 256 bits: whether each cell of a 17 x 16 reduction is lighter than its left neighbour. The bound was
-chosen on BSDS500, Set12 and CamVid, well below what the nearest two distinct photographs differ by; most copies that were
-compressed, halved or darkened lie below it, a few above.
+chosen on BSDS500, Set12 and CamVid, well below what the nearest two distinct photographs differ by; most copies that
+were compressed, halved or darkened lie below it, a few above.
 """
 
 from __future__ import annotations
