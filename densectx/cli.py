@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "a page on this machine to try a model on pictures",
     "report": "a run as one HTML file: curves, scores, best and worst pictures",
     "inspect": "what a model sees and costs: fields, multiply-adds, coverage, shifts; pictures",
+    "doctor": "whether this machine, and the cluster around it, can train",
     "lint": "look the data of a config over before hours of training",
     "list": "what is registered: backbones, contexts, heads, tasks, datasets, losses, models",
     "show": "origin, options and documentation of one registered name",
@@ -87,6 +88,8 @@ def _run(arguments: list[str]) -> int:
         return int(importlib.import_module("densectx.inspection.command").main(_without_debug(rest)))
     elif command == "lint":
         return int(importlib.import_module("densectx.lint").main(_without_debug(rest)))
+    elif command == "doctor":
+        return int(importlib.import_module("densectx.doctor.command").main(_without_debug(rest)))
     elif command == "list":
         _list(_without_debug(rest))
     elif command == "show":
