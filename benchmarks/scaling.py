@@ -409,8 +409,8 @@ def main() -> int:
         ],
         "projected": projected(),
         "assumed": f"H100 at {_USE:.0%} of {_H100 / 1e12:.0f} TFLOP/s (not measured), a backward of two forwards, steps"
-        f" that vary by 2 %, one failure every {_MTBF / HOUR:.0f} GPU hours (Llama 3, arXiv 2407.21783), 300 s a restart,"
-        " a loader that keeps up.",
+        f" that vary by 2 %, one failure every {_MTBF / HOUR:.0f} GPU hours (Llama 3, arXiv 2407.21783), 300 s a"
+        " restart, a loader that keeps up.",
     }
     JSON.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     MARKDOWN.write_text(tables(found), encoding="utf-8")
