@@ -52,6 +52,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "manifest": "densectx.data.manifest:Manifest",
         "mosaic": "densectx.data.mosaic:Mosaic",
         "paired": "densectx.data.paired:Paired",
+        "shards": "densectx.data.shards:Shards",
     },
     "losses": {
         "bce": "densectx.losses.classes:BCE",

@@ -34,11 +34,18 @@ def help_text(command: str) -> str:
         "  --debug                traceback of an error",
     ]
     if command == "fit":
-        lines.append("  --resume RUN|FILE|auto go on with a run; refuses a changed config")
-        lines.append("  --allow-changed KEY    changed all the same")
+        lines.append("  --resume RUN|FILE|auto go on with a run; refuses a changed config or changed data")
+        lines.append("  --allow-changed KEY    changed all the same; data: the files too")
         lines.append("  --no-report            leave out RUN/report.html, which looks at 64 samples a source")
     else:
         lines.append("  --ckpt_path FILE|RUN   weights to measure")
+    lines += [
+        "",
+        "environment:",
+        "",
+        "  DENSECTX_TIMEOUT       seconds that a rank waits for the others in a collective (300)",
+        "  DENSECTX_START_TIMEOUT seconds in which all ranks have to meet (20; 60 where this command starts them)",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from math import prod
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import TiffFile, TiffPage
 
+from densectx.data.blob import Blob, Source, size_of, stream, suffix_of
 from densectx.data.limits import check_size
 from densectx.errors import DataError
 
@@ -29,6 +29,10 @@ _UNPACK: dict[int, Callable[[], Any]] = {  # TIFF's number of a compression -> o
     8: zlib.decompressobj,
     32946: zlib.decompressobj,
     _LZMA: lzma.LZMADecompressor,
+}
+_NPY_HEADERS: dict[tuple[int, int], Callable[[Any], Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
 }
 _HARMLESS = 1 << 26  # bytes that may be unpacked without a look at how many there are
 
@@ -51,7 +55,7 @@ class Stored(NamedTuple):
     orientation: int = 1
 
 
-def kind_of(path: str | PathLike[str]) -> str:
+def kind_of(path: Source) -> str:
     """``"npy"``, ``"other"``, or the NumPy type and samples a pixel of a TIFF file's first page: ``"float32 x 3"``.
 
     A TIFF whose header cannot be read is ``"other"``.
@@ -59,23 +63,23 @@ def kind_of(path: str | PathLike[str]) -> str:
     Raises:
         DataError: the file cannot be opened.
     """
-    if Path(path).suffix.lower() == ".npy":
+    if suffix_of(path) == ".npy":
         return "npy"
     try:
-        with open(path, "rb") as file:
+        with stream(path) as file:
             if file.read(4) not in _TIFF:
                 return "other"
     except OSError as error:
         raise DataError(f"{path}: cannot be opened: {error.strerror}.") from None
     try:
-        with TiffFile(path) as tiff:
+        with stream(path) as file, TiffFile(file) as tiff:
             page = _page(tiff.pages.first)
             return f"{page.dtype} x {page.samplesperpixel}"
     except Exception:  # told by whoever reads it
         return "other"
 
 
-def read_stored(path: str | PathLike[str], channels: Collection[int] = (1,)) -> Stored:
+def read_stored(path: Source, channels: Collection[int] = (1,)) -> Stored:
     """All numbers of a TIFF or ``.npy`` file.
 
     A TIFF has its channels as samples of one page (interleaved or planar), or as pages of one sample each; reduced
@@ -90,11 +94,11 @@ def read_stored(path: str | PathLike[str], channels: Collection[int] = (1,)) -> 
         DataError: missing, damaged, truncated, too large, or of a layout that is not read.
     """
     with _opened(path):
-        return _npy(path, channels) if Path(path).suffix.lower() == ".npy" else _tiff(path, channels)
+        return _npy(path, channels) if suffix_of(path) == ".npy" else _tiff(path, channels)
 
 
 @contextmanager
-def _opened(path: str | PathLike[str]) -> Iterator[None]:
+def _opened(path: Source) -> Iterator[None]:
     try:
         yield
     except (DataError, MemoryError):
@@ -112,8 +116,8 @@ def _opened(path: str | PathLike[str]) -> Iterator[None]:
         raise DataError(f"{path}: damaged or truncated ({type(error).__name__}: {error}); replace the file.") from error
 
 
-def _npy(path: str | PathLike[str], channels: Collection[int]) -> Stored:
-    values: NDArray[Any] = np.lib.format.open_memmap(Path(path), mode="r")  # nothing is read, nothing unpickled
+def _npy(path: Source, channels: Collection[int]) -> Stored:
+    values = mapped(path)
     if values.dtype.kind not in "uif":
         raise DataError(f"{path}: holds {values.dtype}; expected whole or floating-point numbers.")
     if values.ndim == 2:
@@ -130,8 +134,22 @@ def _npy(path: str | PathLike[str], channels: Collection[int]) -> Stored:
     return Stored(native, np.iinfo(native.dtype).max if native.dtype.kind == "u" else None)
 
 
-def _tiff(path: str | PathLike[str], channels: Collection[int]) -> Stored:
-    with TiffFile(path) as tiff:
+def mapped(path: Source) -> NDArray[Any]:
+    """The numbers of an ``.npy`` file where they lie: nothing is read, nothing unpickled."""
+    if not isinstance(path, Blob):
+        return np.lib.format.open_memmap(Path(path), mode="r")
+    with stream(path) as file:
+        header = _NPY_HEADERS[np.lib.format.read_magic(file)]
+        shape, fortran, dtype = header(file)
+        if dtype.hasobject:
+            raise ValueError("holds Python objects")
+        return np.frombuffer(path.content, dtype, prod(shape), file.tell()).reshape(
+            shape, order="F" if fortran else "C"
+        )
+
+
+def _tiff(path: Source, channels: Collection[int]) -> Stored:
+    with stream(path) as file, TiffFile(file) as tiff:
         first = _page(tiff.pages.first)
         _check_page(path, first)
         pages = [first]
@@ -182,7 +200,7 @@ def _values(page: TiffPage) -> NDArray[Any]:
     return stored.transpose(0, 3, 1, 2).reshape(planes * samples, height, width)
 
 
-def _check_page(path: str | PathLike[str], page: TiffPage) -> None:
+def _check_page(path: Source, page: TiffPage) -> None:
     """Refuse a header that lies: tifffile fills what is missing with zeros."""
     if not all(isinstance(size, int) for size in (*page.shaped, *page.chunked)):  # tags of any type are taken over
         raise DataError(f"{path}: damaged (a size that is no number); replace the file.")
@@ -192,7 +210,7 @@ def _check_page(path: str | PathLike[str], page: TiffPage) -> None:
         name = getattr(page.photometric, "name", page.photometric)
         raise DataError(f"{path}: a TIFF of {page.dtype} stored as {name}; expected gray, RGB or N plain channels.")
     check_size(path, page.imagelength, page.imagewidth, page.shaped[0] * page.shaped[4])
-    size = Path(path).stat().st_size
+    size = size_of(path)
     offsets, counts = page.dataoffsets, page.databytecounts
     whole = len(offsets) == len(counts) >= prod(page.chunked)
     if not whole or any(c <= 0 or o <= 0 or o + c > size for o, c in zip(offsets, counts, strict=True)):
@@ -202,7 +220,7 @@ def _check_page(path: str | PathLike[str], page: TiffPage) -> None:
     _check_unpacked(path, page)
 
 
-def _check_unpacked(path: str | PathLike[str], page: TiffPage) -> None:
+def _check_unpacked(path: Source, page: TiffPage) -> None:
     """Refuse compressed data that are more than their tile or strip: tifffile would unpack all of them first."""
     rows, *others = page.chunks
     if page.is_tiled:
@@ -213,7 +231,7 @@ def _check_unpacked(path: str | PathLike[str], page: TiffPage) -> None:
     unpack = _UNPACK.get(int(page.compression))
     if unpack is None:
         return
-    with open(path, "rb") as file:
+    with stream(path) as file:
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
             if page.compression != _LZMA and count * 1032 <= _HARMLESS:  # deflate's best
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch.utils.data import Dataset as TorchDataset
@@ -53,3 +53,15 @@ class Located(Protocol):
 
     def paths(self, index: int) -> Mapping[str, str]:
         """The files of a sample: ``image``, ``mask``, ``target``, those that it has in one file each."""
+
+
+@runtime_checkable
+class FromFiles(Protocol):
+    """A data set whose samples depend on files, by which a changed data set is told (:mod:`.fingerprint`)."""
+
+    def all_files(self) -> Iterable[str]:
+        """Every file that the split is read from, in a fixed order: labels too, and lists that choose samples.
+
+        Raises:
+            DataError: as ``len()``.
+        """

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, final
 
-from densectx.data.base import Dataset, Located, Split
+from densectx.data.base import Dataset, FromFiles, Located, Split
 from densectx.errors import ConfigError
 from densectx.registry import DATASETS
 from densectx.types import Sample, SourceInfo
@@ -95,6 +95,11 @@ class Concat(Dataset):
         """The files of a sample, see :class:`densectx.data.base.Located`."""
         part, own = self._place(index)
         return dict(part.paths(own)) if isinstance(part, Located) else {}
+
+    def all_files(self) -> list[str]:
+        """Those of the parts, see :class:`densectx.data.base.FromFiles`, and of the splits that training leaves out."""
+        parts = [part for part in (*self.parts, *self.held_out) if isinstance(part, FromFiles)]
+        return [path for part in parts for path in part.all_files()]
 
 
 def _part(number: int, spec: Mapping[str, Any], split: Split) -> Dataset:

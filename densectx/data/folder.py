@@ -83,3 +83,11 @@ class Folder(Dataset):
     def name(self, index: int) -> str:
         """The path of the file."""
         return self._files[index]
+
+    def paths(self, index: int) -> dict[str, str]:
+        """The file of a sample, see :class:`densectx.data.base.Located`."""
+        return {"image": self._files[index]}
+
+    def all_files(self) -> list[str]:
+        """The files of the split, see :class:`densectx.data.base.FromFiles`."""
+        return self._files

@@ -232,6 +232,10 @@ class ImageMask(Dataset):
             paths["target"] = entry.target[0]
         return paths
 
+    def all_files(self) -> list[str]:
+        """The files of the split, see :class:`densectx.data.base.FromFiles`."""
+        return [path for entry in self._entries for path in (entry.image, entry.mask, *entry.target) if path]
+
 
 def _suffixes(value: Mapping[str, str]) -> dict[str, str]:
     known = ("images", "masks", "boundaries", "targets")

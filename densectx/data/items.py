@@ -12,6 +12,7 @@ from densectx.data.base import Dataset
 from densectx.data.corrupt import Corrupt
 from densectx.data.draws import happens, integer
 from densectx.data.mix import cutmix
+from densectx.data.progress import Progress
 from densectx.data.streams import Item
 from densectx.data.transforms import Augment
 from densectx.errors import DataError
@@ -31,6 +32,7 @@ class Items(TorchDataset[tuple[str, Sample]]):
         seed: of the whole run.
         corrupt: passes over samples that cannot be read (``key`` then says which one was taken); None: they are
             errors.
+        progress: told which sample a loader process reads.
     """
 
     def __init__(
@@ -39,11 +41,15 @@ class Items(TorchDataset[tuple[str, Sample]]):
         augments: Mapping[str, Augment | None],
         seed: int,
         corrupt: Corrupt | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._datasets, self._augments, self._seed, self._corrupt = dict(datasets), dict(augments), seed, corrupt
+        self._progress = progress
 
     def __getitem__(self, item: Item) -> tuple[str, Sample]:
         source, pass_, index = item
+        if self._progress is not None:
+            self._progress.start(item)
         count = (self._seed, source, pass_, index)
         found, sample = self._augmented(source, index, generator(*count, "augment"))
         augment = self._augments[source]

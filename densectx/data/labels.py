@@ -15,7 +15,8 @@ from scipy.io import loadmat
 from torch import Tensor
 
 from densectx.data.arrays import kind_of, read_stored
-from densectx.data.pillow import ORIENTATION, StrPath, opened, storage, unknown_mode
+from densectx.data.blob import Source, stream
+from densectx.data.pillow import ORIENTATION, opened, storage, unknown_mode
 from densectx.errors import DataError
 
 _MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I;16N")
@@ -24,7 +25,7 @@ _INTEGER_TIFF = re.compile(r"int\d+ x |uint(32|64) x ")  # kinds that Pillow has
 _TURNED = range(2, 9)  # EXIF orientations; 1 is upright, other values mean nothing
 
 
-def read_mask(path: StrPath) -> Tensor:
+def read_mask(path: Source) -> Tensor:
     """A file of class ids: indices of a palette file (never its colours), values of a gray or two-level file.
 
     Args:
@@ -51,7 +52,7 @@ def read_mask(path: StrPath) -> Tensor:
         return torch.from_numpy(np.asarray(image).astype(np.int64)) // _MASK_STEP.get(raw, 1)
 
 
-def read_colours(path: StrPath) -> NDArray[np.uint8]:
+def read_colours(path: Source) -> NDArray[np.uint8]:
     """A mask whose classes are colours: (H, W, 3) uint8, as stored; palette files give their colours.
 
     Raises:
@@ -66,7 +67,7 @@ def read_colours(path: StrPath) -> NDArray[np.uint8]:
         return np.array(image.convert("RGB"))
 
 
-def read_field(path: StrPath, channels: int = 1) -> Tensor:
+def read_field(path: Source, channels: int = 1) -> Tensor:
     """A file of numbers a pixel, such as depth or normals, as stored: (channels, H, W) float64. NaN stays.
 
     Args:
@@ -85,7 +86,7 @@ def read_field(path: StrPath, channels: int = 1) -> Tensor:
     return torch.from_numpy(_values(path, channels).astype(np.float64))
 
 
-def _values(path: StrPath, channels: int = 1) -> NDArray[Any]:
+def _values(path: Source, channels: int = 1) -> NDArray[Any]:
     """(channels, H, W), as stored."""
     stored = read_stored(path, (channels,))
     if len(stored.values) != channels:
@@ -96,7 +97,7 @@ def _values(path: StrPath, channels: int = 1) -> NDArray[Any]:
 
 
 @contextmanager
-def _lossless(path: StrPath) -> Iterator[tuple[ImageFile.ImageFile, str, int]]:
+def _lossless(path: Source) -> Iterator[tuple[ImageFile.ImageFile, str, int]]:
     """A file opened and what :func:`storage` says of it; refuses what cannot hold exact values, and what is turned."""
     with opened(path) as image:
         if image.format in ("JPEG", "MPO"):
@@ -110,7 +111,7 @@ def _lossless(path: StrPath) -> Iterator[tuple[ImageFile.ImageFile, str, int]]:
         yield image, raw, maximum
 
 
-def read_two_levels(path: StrPath) -> Tensor:
+def read_two_levels(path: Source) -> Tensor:
     """A mask of one class: (H, W) bool, false where the file has 0, true where it has its one other value.
 
     Raises:
@@ -125,14 +126,15 @@ def read_two_levels(path: StrPath) -> Tensor:
     return mask != 0
 
 
-def read_boundaries(path: StrPath) -> Tensor:
+def read_boundaries(path: Source) -> Tensor:
     """A BSDS500 ground-truth file: (1, H, W) float32, the mean of the annotators' boundary maps.
 
     Raises:
         DataError: not a MATLAB file, or without ``groundTruth{k}.Boundaries`` of one size.
     """
     try:
-        cells = loadmat(str(path))["groundTruth"].ravel()
+        with stream(path) as file:
+            cells = loadmat(file)["groundTruth"].ravel()
         maps = [np.asarray(cell["Boundaries"][0, 0], dtype=np.float32) for cell in cells]
         mean = np.mean(np.stack(maps), axis=0, dtype=np.float32)
     except Exception as error:  # SciPy raises nearly anything on damaged files
@@ -142,14 +144,15 @@ def read_boundaries(path: StrPath) -> Tensor:
     return torch.from_numpy(mean)[None]
 
 
-def read_sbd(path: StrPath) -> Tensor:
+def read_sbd(path: Source) -> Tensor:
     """A class file of the Semantic Boundaries Dataset (Hariharan et al. 2011): (H, W) int64 ids of PASCAL VOC.
 
     Raises:
         DataError: not a MATLAB file, or without ``GTcls.Segmentation``.
     """
     try:
-        ids = np.asarray(loadmat(str(path))["GTcls"]["Segmentation"][0, 0])
+        with stream(path) as file:
+            ids = np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0])
         if ids.ndim != 2 or ids.dtype.kind not in "ui" or ids.size == 0:
             raise TypeError(f"{ids.dtype} of shape {ids.shape}")
     except Exception as error:  # SciPy raises nearly anything on damaged files

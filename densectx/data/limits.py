@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from os import PathLike
-from pathlib import Path
-
 from torch import Tensor
 
+from densectx.data.blob import Source, size_of
 from densectx.errors import DataError
 
 MAX_PIXELS = 178_956_970
@@ -17,7 +15,7 @@ MAX_RATIO, RATIO_FROM = 10_000, 1 << 25
 """Pixels a byte of file from which a header of more than RATIO_FROM pixels is taken for a bomb (PNG ends at 8256)."""
 
 
-def check_size(path: str | PathLike[str], height: int, width: int, channels: int = 1) -> None:
+def check_size(path: Source, height: int, width: int, channels: int = 1) -> None:
     """Refuse what a header declares, before memory is taken for it.
 
     Raises:
@@ -36,7 +34,7 @@ def check_size(path: str | PathLike[str], height: int, width: int, channels: int
             f"{path}: {channels} channels of {height}x{width} pixels, more than the limit of {3 * MAX_PIXELS} numbers;"
             " cut it into tiles."
         )
-    size = Path(path).stat().st_size
+    size = size_of(path)
     if pixels > RATIO_FROM and pixels > MAX_RATIO * size:
         raise DataError(
             f"{path}: declares {height}x{width} pixels in {size} bytes: truncated, or a decompression bomb."

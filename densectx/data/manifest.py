@@ -218,6 +218,10 @@ class Manifest(Dataset):
         """The files of a sample, see :class:`densectx.data.base.Located`."""
         return dict(self._rows[index].files)
 
+    def all_files(self) -> list[str]:
+        """Those of the rows, see :class:`densectx.data.base.FromFiles`; the table may gain rows of other splits."""
+        return [path for row in self._rows for path in row.files.values()]
+
 
 def _table(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number of the line, and the cells, of each row of a CSV file."""

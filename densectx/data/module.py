@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
@@ -9,13 +10,17 @@ from typing import Any, Literal, TypeAlias, final, get_args
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from densectx.data.base import Dataset, Split
 from densectx.data.collate import Collate
 from densectx.data.corrupt import Corrupt
 from densectx.data.items import Items
-from densectx.data.streams import EvalSampler, Sampling, StepSampler
+from densectx.data.progress import Progress, leave_signals_to_the_run
+from densectx.data.sampling import check_sampling, make_sampling
+from densectx.data.streams import EvalSampler, StepSampler
+from densectx.data.train_loader import TrainLoader
 from densectx.data.transforms import Augment
 from densectx.errors import ConfigError, DataError, suggest
 from densectx.registry import DATASETS
@@ -23,10 +28,11 @@ from densectx.types import SourceInfo
 
 OnCorrupt: TypeAlias = Literal["error", "skip"]
 
-WORKER_TIMEOUT = 300.0
-"""Seconds after which a worker that delivers nothing ends the run."""
+WORKER_TIMEOUT = 120.0
+"""Seconds after which loader processes that deliver no batch end the run, unless ``data.timeout`` says otherwise."""
 
-_RESERVED = ("batch_size", "eval_batch_size", "augment")
+RESERVED = ("batch_size", "eval_batch_size", "augment")
+"""Options of a source that are not its data set's."""
 
 
 @final
@@ -40,10 +46,12 @@ class DataModule(pl.LightningDataModule):
     Args:
         sources: spec of a data set by source name, with ``batch_size`` (per rank, default 4), ``eval_batch_size``
             (default 1) and ``augment`` (training only, see :class:`densectx.data.transforms.Augment`).
-        sampling: ``joint``: a batch of every source at every step; ``alternate``: one source a step, in turn.
+        sampling: ``joint``: a batch of every source at every step; ``alternate``: one source a step, in turn; by
+            ratio, temperature or in phases, see :func:`densectx.data.sampling.make_sampling`.
         num_workers: loader processes of each loader; torch gives each one thread.
         seed: of order and augmentation.
         steps_per_epoch: default: as many as show the longest source once.
+        timeout: seconds that a batch may take the loader processes (default 120) before the run ends with status 7.
         on_corrupt: what a training sample that cannot be read does: ``error`` ends the run; ``skip`` takes the next
             sample of the source instead, names each on stderr once and counts them at the end. Evaluation always
             ends with an error, since its numbers would be of other data.
@@ -55,20 +63,24 @@ class DataModule(pl.LightningDataModule):
     def __init__(
         self,
         sources: dict[str, Any],
-        sampling: Literal["joint", "alternate"] = "joint",
+        sampling: Any = "joint",
         num_workers: int = 2,
         seed: int = 0,
         steps_per_epoch: int | None = None,
         on_corrupt: Literal["error", "skip"] = "error",
+        timeout: float = WORKER_TIMEOUT,
     ) -> None:
         super().__init__()
         if not isinstance(sources, Mapping) or not sources:
             raise ConfigError(f"data.sources: expected a mapping of source names to data sets, got {sources!r}.")
-        _one_of(sampling, get_args(Sampling), "data.sampling")
+        check_sampling(sampling, list(sources))
         _one_of(on_corrupt, get_args(OnCorrupt), "data.on_corrupt")
-        self.sampling: Sampling = sampling
+        self.sampling = sampling
         self.on_corrupt: OnCorrupt = on_corrupt
         self.num_workers = _count(num_workers, "data.num_workers", least=0)
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+            raise ConfigError(f"data.timeout: expected a number of seconds above 0, got {timeout!r}.")
+        self.timeout = float(timeout)
         self.seed = seed
         self.steps_per_epoch = None if steps_per_epoch is None else _count(steps_per_epoch, "data.steps_per_epoch")
         self.batch_sizes: dict[str, int] = {}
@@ -79,6 +91,7 @@ class DataModule(pl.LightningDataModule):
             self._add(name, spec)
         self._steps = 0
         self._corrupt: Corrupt | None = None
+        self._progress: dict[Split, Progress] = {}
 
     def _add(self, name: str, spec: Any) -> None:
         where = f"data.sources.{name}"
@@ -87,9 +100,9 @@ class DataModule(pl.LightningDataModule):
             raise ConfigError(f"{where}: expected a data set as a name or a mapping with 'name', got {spec!r}.")
         self.batch_sizes[name] = _count(spec.get("batch_size", 4), f"{where}.batch_size")
         self.eval_batch_sizes[name] = _count(spec.get("eval_batch_size", 1), f"{where}.eval_batch_size")
-        own = {key: value for key, value in spec.items() if key not in _RESERVED}
+        own = {key: value for key, value in spec.items() if key not in RESERVED}
         for split, datasets in self.datasets.items():
-            datasets[name] = DATASETS.build(own, where, also=_RESERVED, split=split)
+            datasets[name] = DATASETS.build(own, where, also=RESERVED, split=split)
         given, info = spec.get("augment"), self.datasets["train"][name].info
         self.augments[name] = None if given is None else Augment.from_config(given, f"{where}.augment", info)
 
@@ -103,6 +116,19 @@ class DataModule(pl.LightningDataModule):
         """What messages and reports call a sample."""
         return self.datasets[split][source].name(index)
 
+    def reading(self) -> list[str]:
+        """What each loader process read last: ``"process 12: mosaic, index 3 in pass 0 (its name)"``."""
+        found = []
+        for split, progress in self._progress.items():
+            for pid, source, pass_, index in progress.last():
+                name = self.sample_name(source, index, split)
+                found.append(f"process {pid}: {source} ({split}), index {index} in pass {pass_} ({name})")
+        return found
+
+    def loader_pids(self) -> set[int]:
+        """Of the loader processes that have read something."""
+        return {pid for progress in self._progress.values() for pid in progress.pids()}
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank, endless in meaning; an iteration is an epoch that starts where the run stands.
 
@@ -114,7 +140,7 @@ class DataModule(pl.LightningDataModule):
             if length == 0:
                 raise DataError(f"data.sources.{name}: no training samples.")
         world, rank = self._ranks()
-        longest = max(ceil(length / (self.batch_sizes[name] * world)) for name, length in lengths.items())
+        batches = {name: ceil(length / (self.batch_sizes[name] * world)) for name, length in lengths.items()}
         sampler = StepSampler(
             lengths,
             self.batch_sizes,
@@ -122,14 +148,16 @@ class DataModule(pl.LightningDataModule):
             seed=self.seed,
             world=world,
             rank=rank,
-            steps=self.steps_per_epoch or longest * (len(lengths) if self.sampling == "alternate" else 1),
+            steps=self.steps_per_epoch or make_sampling(self.sampling, lengths).steps(batches),
             start=self._steps_done,
         )
         self._corrupt = Corrupt(self.datasets["train"]) if self.on_corrupt == "skip" else None
-        items = Items(self.datasets["train"], self.augments, self.seed, self._corrupt)
+        items = Items(self.datasets["train"], self.augments, self.seed, self._corrupt, self._watched("train"))
         fix = "set data.sources.{source}.augment.crop or augment.pad, or batch_size 1"
         pad = [name for name, augment in self.augments.items() if augment is not None and augment.pad]
-        return _TrainLoader(items, **self._options(sampler, fix, pad))
+        loader = TrainLoader(items, **self._options(sampler, fix, pad))
+        loader.trainer = self.trainer
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation sample exactly once over all ranks; the sources in turn."""
@@ -140,12 +168,15 @@ class DataModule(pl.LightningDataModule):
         return self._eval_loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """``{"steps": training batches whose step is done}``."""
-        return {"steps": self._steps_done()}
+        """``{"steps": training batches whose step is done, "ranks": how many, "batch_sizes": of each, by source}``."""
+        return {"steps": self._steps_done(), "ranks": self._ranks()[0], "batch_sizes": dict(self.batch_sizes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after that many batches."""
+        """Go on after that many batches; says what another number of ranks changes."""
         self._steps = int(state_dict["steps"])
+        old = {source: state_dict["ranks"] * size for source, size in state_dict.get("batch_sizes", {}).items()}
+        if old and (said := _taken(old, state_dict["ranks"], self._ranks()[0], self.batch_sizes)):
+            rank_zero_info(said)
 
     def skipped(self) -> dict[str, list[str]]:
         """Training samples that this rank has passed over as damaged: ``{source: [names]}``, see ``on_corrupt``."""
@@ -159,12 +190,8 @@ class DataModule(pl.LightningDataModule):
     def _eval_loader(self, split: Split) -> DataLoader[Any]:
         world, rank = self._ranks()
         lengths = {name: len(dataset) for name, dataset in self.datasets[split].items()}
-        if 0 < max(lengths.values()) < world:
-            raise ConfigError(
-                f"no source has a {split} sample for each of {world} ranks ({lengths}); evaluate on fewer devices."
-            )
         sampler = EvalSampler(lengths, self.eval_batch_sizes, world=world, rank=rank)
-        items = Items(self.datasets[split], dict.fromkeys(lengths), self.seed)
+        items = Items(self.datasets[split], dict.fromkeys(lengths), self.seed, progress=self._watched(split))
         return DataLoader(items, **self._options(sampler, "set data.sources.{source}.eval_batch_size to 1"))
 
     def _options(self, sampler: StepSampler | EvalSampler, fix: str, pad: Sequence[str] = ()) -> dict[str, Any]:
@@ -174,9 +201,16 @@ class DataModule(pl.LightningDataModule):
             "collate_fn": Collate(infos, fix, pad),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
-            "timeout": WORKER_TIMEOUT if self.num_workers else 0,
+            "timeout": self.timeout if self.num_workers else 0,
+            "worker_init_fn": leave_signals_to_the_run,
             "pin_memory": torch.cuda.is_available(),
         }
+
+    def _watched(self, split: Split) -> Progress | None:
+        if not self.num_workers:
+            return None
+        self._progress[split] = Progress(list(self.datasets[split]), self.num_workers)
+        return self._progress[split]
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -193,15 +227,24 @@ class DataModule(pl.LightningDataModule):
         return int(progress["total"]["processed"])
 
 
-@final
-class _TrainLoader(DataLoader[Any]):
-    """Tells Lightning that it can resume, which spares a false warning; where to is the sampler's matter."""
+def _taken(old: Mapping[str, int], before: int, now: int, sizes: Mapping[str, int]) -> str:
+    """What another number of ranks, or of samples of a step, means for a run that goes on; empty for the same."""
+    new = {source: now * size for source, size in sizes.items()}
+    said = f"Saved by {before} rank{'s' * (before > 1)}, goes on with {now}"
+    if old != new:
+        return (
+            f"{said}: a step takes {new} samples instead of {old} (batch_size of each rank x ranks), so some samples of"
+            " this pass come twice or not at all."
+        )
+    if before == now:
+        return ""
+    return f"{said}: the same samples in the same order; equal but for rounding (and dropout, which each rank draws)."
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
+def data_of(trainer: Any) -> DataModule | None:
+    """The data of a Lightning trainer, if they are ours."""
+    data = trainer.datamodule
+    return data if isinstance(data, DataModule) else None
 
 
 def _one_of(value: Any, known: Sequence[str], where: str) -> None:

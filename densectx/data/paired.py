@@ -130,3 +130,7 @@ class Paired(Dataset):
         """The files of a sample, see :class:`densectx.data.base.Located`."""
         entry = self._entries[index]
         return {"image": entry.image} | ({"target": entry.target} if entry.target else {})
+
+    def all_files(self) -> list[str]:
+        """The files of the split, see :class:`densectx.data.base.FromFiles`."""
+        return [path for entry in self._entries for path in entry if path]

@@ -6,8 +6,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os import PathLike
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,10 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from densectx.data.blob import Source, stream
 from densectx.data.limits import MAX_PIXELS, check_size
 from densectx.errors import DataError
-
-StrPath: TypeAlias = str | PathLike[str]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 """Pillow's names of the formats that are read."""
@@ -43,7 +40,7 @@ _SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH = 277, 284, 322, 323  # TIFF 6.0
 _SEPARATE = 2  # TIFF 6.0, PlanarConfiguration
 
 
-def picture(path: StrPath) -> tuple[Tensor, int]:
+def picture(path: Source) -> tuple[Tensor, int]:
     """(1 | 3, H, W) float32 in [0, 1] as stored, and the orientation that is still to be applied."""
     with opened(path) as image:
         raw, maximum = storage(image)
@@ -66,12 +63,12 @@ def picture(path: StrPath) -> tuple[Tensor, int]:
 
 
 @contextmanager
-def opened(path: StrPath) -> Iterator[ImageFile.ImageFile]:
+def opened(path: Source) -> Iterator[ImageFile.ImageFile]:
     """Open a file, check its header, and turn whatever Pillow raises inside the block into one DataError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
-            with Image.open(path, formats=FORMATS) as image:
+            with stream(path) as file, Image.open(file, formats=FORMATS) as image:
                 _check_header(path, image)
                 yield image
     except (DataError, MemoryError):
@@ -88,7 +85,7 @@ def opened(path: StrPath) -> Iterator[ImageFile.ImageFile]:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); replace the file.") from error
 
 
-def _check_header(path: StrPath, image: ImageFile.ImageFile) -> None:
+def _check_header(path: Source, image: ImageFile.ImageFile) -> None:
     check_size(path, image.height, image.width)
     if image.format == "TIFF":
         _check_parts(path, image)
@@ -97,7 +94,7 @@ def _check_header(path: StrPath, image: ImageFile.ImageFile) -> None:
         raise DataError(f"{path}: has {frames} frames or pages; expected one image a file.")
 
 
-def _check_parts(path: StrPath, image: ImageFile.ImageFile) -> None:
+def _check_parts(path: Source, image: ImageFile.ImageFile) -> None:
     """Refuse a TIFF of huge tiles, of which one is decoded whole, or without some: Pillow leaves what lacks black."""
     tags = getattr(image, "tag_v2", {})
     check_size(path, tags.get(_TILE_LENGTH, 1), tags.get(_TILE_WIDTH, 1))
@@ -119,7 +116,7 @@ def storage(image: ImageFile.ImageFile) -> tuple[str, int]:
     return raw, int(values[1]) if image.tile[0].codec_name in ("ppm", "ppm_plain") and len(values) > 1 else 255
 
 
-def unknown_mode(path: StrPath, image: ImageFile.ImageFile, raw: str, expected: str) -> str:
+def unknown_mode(path: Source, image: ImageFile.ImageFile, raw: str, expected: str) -> str:
     """The message for a file of a mode that is not in the table."""
     return f"{path}: mode {image.mode} (stored as {raw} in {image.format}) is not read here; expected {expected}."
 
@@ -135,7 +132,7 @@ def _pixels(image: ImageFile.ImageFile) -> Tensor:
     return tensor.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(white)
 
 
-def _deep_png(path: StrPath, raw: str) -> Tensor:
+def _deep_png(path: Source, raw: str) -> Tensor:
     """A 16-bit colour PNG, of which Pillow by itself keeps the high bytes only: (2..4, H, W) float32 in [0, 1].
 
     Reading the same bytes as little-endian gives the low ones; gray with alpha has the size of RGBA's four bytes.
@@ -148,7 +145,7 @@ def _deep_png(path: StrPath, raw: str) -> Tensor:
     return torch.from_numpy(values).permute(2, 0, 1).to(torch.float32).div_(65535)
 
 
-def _stored_as(path: StrPath, raw: str) -> NDArray[np.uint8]:
-    with Image.open(path, formats=("PNG",)) as image:
+def _stored_as(path: Source, raw: str) -> NDArray[np.uint8]:
+    with stream(path) as file, Image.open(file, formats=("PNG",)) as image:
         image.tile = [tile._replace(args=raw) for tile in image.tile]
         return np.array(image)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from densectx.data.arrays import Stored, kind_of, read_stored
-from densectx.data.pillow import StrPath, picture
+from densectx.data.blob import Source, StrPath
+from densectx.data.pillow import picture
 from densectx.errors import ConfigError, DataError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -31,7 +32,7 @@ _TIFF_ARRAY = re.compile(r"float\d+ x |uint16 x (?!1$)")  # kinds that Pillow re
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
-def read_image(path: StrPath, channels: int = 3, value_range: Sequence[float] | None = None) -> tuple[Tensor, bool]:
+def read_image(path: Source, channels: int = 3, value_range: Sequence[float] | None = None) -> tuple[Tensor, bool]:
     """An image file as sRGB in [0, 1], or as N channels in [0, 1], at the file's own depth.
 
     Gray files are replicated to 3 channels; colour files asked for as 1 channel give full-range BT.601 luma.
@@ -99,7 +100,7 @@ def is_real(path: StrPath) -> bool:
     kind = kind_of(path)
     try:
         return kind.startswith("float") or (kind == "npy" and np.load(Path(path), mmap_mode="r").dtype.kind == "f")
-    except (OSError, ValueError):  # told by whoever reads it
+    except Exception:  # NumPy parses the header as Python and raises many kinds; told by whoever reads it
         return False
 
 
@@ -133,7 +134,7 @@ def range_of(value: Sequence[float] | None) -> tuple[float, float] | None:
     return float(numbers[0]), float(numbers[1])
 
 
-def _plain(path: StrPath, stored: Stored, channels: int, limits: tuple[float, float] | None) -> tuple[Tensor, int]:
+def _plain(path: Source, stored: Stored, channels: int, limits: tuple[float, float] | None) -> tuple[Tensor, int]:
     """What :func:`densectx.data.pillow.picture` returns, of an array file."""
     pixels = torch.from_numpy(_unit(path, stored, limits))
     if stored.inverted:
@@ -148,7 +149,7 @@ def _plain(path: StrPath, stored: Stored, channels: int, limits: tuple[float, fl
     return pixels, stored.orientation
 
 
-def _unit(path: StrPath, stored: Stored, limits: tuple[float, float] | None) -> NDArray[np.float32]:
+def _unit(path: Source, stored: Stored, limits: tuple[float, float] | None) -> NDArray[np.float32]:
     """Stored numbers to [0, 1]."""
     values = stored.values
     if values.dtype.kind == "f" and not np.isfinite(values).all():

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
-from typing import Literal, TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch.utils.data import Sampler
 
+from densectx.data.sampling import make_sampling
 from densectx.rng import generator
-
-Sampling: TypeAlias = Literal["joint", "alternate"]
-
 
 Item: TypeAlias = tuple[str, int, int]
 """A sample to fetch: source, pass over the source, index in it."""
@@ -46,14 +44,14 @@ class Stream:
 class StepSampler(Sampler[list[Item]]):
     """The items of this rank, one training step after the other, from the step where the run stands.
 
-    At step k rank r of W takes the positions [(k W + r) b, (k W + r + 1) b) of a source with batch size b, so the
-    global order depends on W b only. ``joint``: every source at every step. ``alternate``: step k takes source
-    k mod S at its own step k // S.
+    At its own step k (how many steps before took the source, counted from the step of the run alone) rank r of W
+    takes the positions [(k W + r) b, (k W + r + 1) b) of a source with batch size b, so the global order depends on
+    W b only.
 
     Args:
         lengths: samples a source.
         batch_sizes: samples a step and rank, a source.
-        sampling: joint or alternate.
+        sampling: which sources a step takes, see :func:`densectx.data.sampling.make_sampling`.
         seed: of the whole run.
         world: number of ranks.
         rank: this one.
@@ -66,28 +64,24 @@ class StepSampler(Sampler[list[Item]]):
         lengths: Mapping[str, int],
         batch_sizes: Mapping[str, int],
         *,
-        sampling: Sampling,
+        sampling: Any,
         seed: int,
         world: int,
         rank: int,
         steps: int,
         start: Callable[[], int],
     ) -> None:
-        self._streams = [Stream(seed, source, length) for source, length in lengths.items()]
-        self._batch_sizes, self._sampling = dict(batch_sizes), sampling
+        self._streams = {source: Stream(seed, source, length) for source, length in lengths.items()}
+        self._batch_sizes, self._sampling = dict(batch_sizes), make_sampling(sampling, lengths)
         self._world, self._rank, self._steps, self._start = world, rank, steps, start
 
     def batch(self, step: int) -> list[Item]:
         """The items of one step of the run."""
-        streams = self._streams
-        if self._sampling == "alternate":
-            step, which = divmod(step, len(streams))
-            streams = [streams[which]]
         items = []
-        for stream in streams:
-            size = self._batch_sizes[stream.source]
-            first = (step * self._world + self._rank) * size
-            items += [stream[position] for position in range(first, first + size)]
+        for source, own_step in self._sampling.chosen(step).items():
+            size = self._batch_sizes[source]
+            first = (own_step * self._world + self._rank) * size
+            items += [self._streams[source][position] for position in range(first, first + size)]
         return items
 
     def __iter__(self) -> Iterator[list[Item]]:
@@ -105,7 +99,8 @@ class EvalSampler(Sampler[list[Item]]):
     In turn, so that a limited evaluation sees every source.
 
     Rank r of W takes the indices r, r + W, ... of each source, unpadded, so ranks may have different numbers of
-    batches.
+    batches. A rank without a sample, where others have some, has one batch of nothing: Lightning would leave out its
+    whole evaluation, and with it the sums over ranks.
 
     Args:
         lengths: samples a source; 0 leaves it out.
@@ -124,6 +119,8 @@ class EvalSampler(Sampler[list[Item]]):
             for source, length in lengths.items()
         ]
         self._batches = [batch for turn in zip_longest(*of_source) for batch in turn if batch is not None]
+        if not self._batches and any(lengths.values()):
+            self._batches = [[]]
 
     def __iter__(self) -> Iterator[list[Item]]:
         return iter(self._batches)
