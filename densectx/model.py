@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, cast, final
 
@@ -27,6 +27,8 @@ _KEYS = ("backbone", "projection", "context", "tasks", "norm", "ablate")
 Pass: TypeAlias = tuple[int, str | None, int]
 Keep: TypeAlias = Callable[[Tensor, int, Callable[[Tensor], Tensor]], Tensor]
 """(trunk input, its surround, what computes the projected features of an input) -> those features, perhaps kept."""
+Branch: TypeAlias = Callable[[str, Sequence[Tensor]], Sequence[Tensor]]
+"""(task, the features that its head will read) -> features of the same values."""
 
 
 @final
@@ -68,6 +70,7 @@ class DenseModel(nn.Module):
         self.config = dict(config or {})
         self.stride = max(feature.stride for feature in backbone.features)
         self.kept: Keep | None = None  # in its place the trunk is asked for what is not there; pyramids are not kept
+        self.branch: Branch | None = None  # between shared features and heads, while gradients are balanced
 
     def task(self, key: str) -> Task:
         """The task of a key."""
@@ -176,11 +179,15 @@ class DenseModel(nn.Module):
             this = (id(adapted), kind, border)
             if this not in passes:
                 passes[this] = (adapted, self._levels(adapted, kind, border))
-            *pyramid, projected = passes[this][1]
-            which = "shared" if "shared" in self.context else key
+            levels, shared = passes[this][1], "shared" in self.context
+            which = "shared" if shared else key
+            if not shared:  # the task's own context is a part of its branch
+                levels = self._branched(key, levels)
             if (this, which) not in contexts:  # only right behind the pass of its kind
-                contexts[this, which] = self.context[which](projected)
-            features = [*pyramid, contexts[this, which]]
+                contexts[this, which] = self.context[which](levels[-1])
+            features = [*levels[:-1], contexts[this, which]]
+            if shared:
+                features = self._branched(key, features)
             if border and self.margin:  # the features are those of the middle
                 x, border = x[..., border:-border, border:-border], 0
             output = task.head(features, pad_to_multiple(x, self.stride))
@@ -188,6 +195,9 @@ class DenseModel(nn.Module):
             height, width = ((size - 2 * border) * task.scale // task.input_scale for size in x.shape[-2:])
             outputs[key] = output[..., first : first + height, first : first + width]
         return outputs
+
+    def _branched(self, key: str, features: list[Tensor]) -> list[Tensor]:
+        return features if self.branch is None else list(self.branch(key, features))
 
     def _levels(self, x: Tensor, kind: str | None, surround: int) -> list[Tensor]:
         if self.kept is None:

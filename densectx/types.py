@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,30 @@ Collated samples have a leading batch dimension.
 
 Batch: TypeAlias = "dict[str, Sample]"
 """``{source: collated sample}``; a task runs when its source is present with the keys it needs."""
+
+
+class Place(NamedTuple):
+    """Where a training batch stands in its window of gradient accumulation.
+
+    Attributes:
+        window: all batches of the window on this rank, as they came from the loader: the same list for each of them.
+        at: index of the batch in it.
+    """
+
+    window: list[Batch]
+    at: int
+
+
+@runtime_checkable
+class Windowed(Protocol):
+    """A training loader that knows the batches of a window when it gives out the first.
+
+    Attributes:
+        place: of the batch that was given out last; None without accumulation.
+    """
+
+    place: Place | None
+
 
 Terms: TypeAlias = "dict[str, tuple[Tensor, Tensor]]"
 """``{term: (sum, weight)}``: the term's value is sum / weight, both taken over all ranks."""

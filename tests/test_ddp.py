@@ -1,9 +1,11 @@
 """Two gloo processes give the gradients of one process with the same global batch."""
 
 import os
+import socket
 import subprocess
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -43,14 +45,20 @@ class Step(nn.Module):
         return self.module.training_step(batch, 0)
 
 
-def module_of(dtype, balancing, share):
+PICTURES = {
+    "segmentation": TASKS["segmentation"],
+    "second": {"name": "segmentation", "source": "a", "head": {"name": "decoder", "width": 8}},
+}
+
+
+def module_of(dtype, balancing, share, tasks=TASKS):
     torch.manual_seed(0)
     config = {
-        "backbone": {"name": "timm", "model": "resnet10t"},
+        "backbone": {"name": "timm", "model": "resnet10t"} if balancing == "fixed" else {"name": "plain", "width": 8},
         "projection": {"channels": 8},
         "context": {"name": "basic", "init_noise": 0.2, "share": share},
         "norm": "group",
-        "tasks": TASKS,
+        "tasks": tasks,
     }
     module = DenseModule(DenseModel.from_config(config, INFO), torch.optim.SGD, balancing=balancing).to(dtype)
     for p in module.parameters():
@@ -88,15 +96,24 @@ def gradients(module):
     return {n: None if p.grad is None else p.grad.clone() for n, p in module.named_parameters()}
 
 
-def run(rank, world, port, options, results):
+def run(rank, world, port, results):
     warnings.filterwarnings("ignore", ".*self.trainer.*")
     torch.set_num_threads(1)
+    if world > 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=120))
+    found = {name: steps(rank, world, options) for name, options in CASES.items()}
+    if world > 1:
+        distributed.destroy_process_group()
+    if rank == 0:
+        torch.save(found, results)
+
+
+def steps(rank, world, options):
     dtype = options[0]
     module = module_of(*options)
     net = Step(module)
     if world > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        distributed.init_process_group("gloo", rank=rank, world_size=world)
         net = DistributedDataParallel(net)  # plain: no flag for unused parameters
     found = []
     for step in range(5):
@@ -105,28 +122,47 @@ def run(rank, world, port, options, results):
         net(shard(batch, rank, step) if world > 1 else batch).backward()
         module.on_before_optimizer_step(None)
         found.append(gradients(module))
-    if world > 1:
-        distributed.destroy_process_group()
-    if rank == 0:
-        torch.save(found, results)
+    return found
 
 
-@pytest.mark.parametrize(
-    ("dtype", "balancing", "share", "tolerance"),
-    [
-        (torch.float64, "fixed", True, 1e-10),
-        (torch.float64, "uncertainty", False, 1e-10),
-        (torch.float32, "uncertainty", True, 1e-5),
-    ],
-)
-def test_two_ranks_equal_one(tmp_path, dtype, balancing, share, tolerance):
-    options = (dtype, balancing, share)
-    one, two = tmp_path / "one.pt", tmp_path / "two.pt"
-    run(0, 1, 0, options, one)
-    port = 20_000 + os.getpid() % 20_000
-    multiprocessing.start_processes(run, (2, port, options, two), nprocs=2, start_method="spawn")
-    for step, (single, double) in enumerate(zip(torch.load(one), torch.load(two), strict=True)):
-        if step == 1:
+CASES = {
+    "fixed": (torch.float64, "fixed", True),
+    "uncertainty": (torch.float64, "uncertainty", False),
+    "uncertainty, float32": (torch.float32, "uncertainty", True),
+    "famo": (torch.float64, "famo", True),
+    "gradnorm": (torch.float64, "gradnorm", True),
+    "pcgrad": (torch.float64, "pcgrad", True),
+    "mgda": (torch.float64, "mgda", False),
+    "imtl_g": (torch.float64, "imtl_g", True),
+    "upgrad": (torch.float64, "upgrad", True),
+    "features": (torch.float64, {"name": "nash_mtl", "of": "features"}, True, PICTURES),
+}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """{case: gradients of the steps} by one process, and by two."""
+    folder = tmp_path_factory.mktemp("ddp")
+    one, two = folder / "one.pt", folder / "two.pt"
+    run(0, 1, 0, one)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = multiprocessing.start_processes(run, (2, port, two), nprocs=2, start_method="spawn", join=False)
+    try:
+        ended = any(started.join(timeout=5) for _ in range(60))
+    finally:
+        for process in started.processes:
+            process.kill()
+    assert ended, "the two processes did not end"
+    return torch.load(one), torch.load(two)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one(both, case):
+    dtype, tolerance = CASES[case][0], 1e-5 if CASES[case][0] == torch.float32 else 1e-10
+    for step, (single, double) in enumerate(zip(both[0][case], both[1][case], strict=True)):
+        if step == 1 and case != "features":
             assert any(g is None for g in single.values()), "a task that no rank has labels for must not move"
         for name, gradient in single.items():
             if gradient is None:

@@ -398,13 +398,17 @@ def test_conflicts_are_shown_where_they_were_logged(copied, page):
     assert "conflict" not in {e["attributes"].get("id") for e in page.found}
     rows = list(csv.DictReader((copied / "metrics.csv").open()))
     with (copied / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], "train/cosine/segmentation_denoising"])
+        writer = csv.DictWriter(file, [*rows[0], "balance/cos/segmentation/denoising", "balance/norm/denoising"])
         writer.writeheader()
-        writer.writerows({**row, "train/cosine/segmentation_denoising": 0.5 - i / 3} for i, row in enumerate(rows))
+        for i, row in enumerate(rows):
+            logged = {"balance/cos/segmentation/denoising": 0.5 - i / 3, "balance/norm/denoising": 2}
+            writer.writerow({**row, **logged})
     page = page_of(copied, limit=1)
-    assert "Conflict between tasks" in [e["text"] for e in page.all("h2")]
-    row = next(e["text"] for e in page.all("tr") if "segmentation_denoising" in e["text"])
+    assert "Tasks in conflict" in [e["text"] for e in page.all("h2")]
+    row = next(e["text"] for e in page.all("tr") if "segmentation and denoising" in e["text"])
     assert row.endswith("50%")
+    assert "length of gradients" in [e["text"] for e in page.all("figcaption")]
+    assert not any("balance/" in e["text"] for e in page.all("figcaption")), "not among the curves too"
 
 
 # config

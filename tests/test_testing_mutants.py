@@ -12,7 +12,7 @@ from densectx.errors import ConfigError
 from densectx.losses import Criterion
 from densectx.nn.colour import as_rgb
 from densectx.registry import HEADS
-from densectx.tasks.base import Task
+from densectx.tasks.base import Counting, Task
 from densectx.testing import check_task, task_checks
 from densectx.testing.report import CheckFailed
 from densectx.types import Score, SourceInfo, Spec
@@ -236,6 +236,10 @@ MUTANTS = {
     "gradient cut": mutant(
         "gradient_reaches_every_parameter",
         loss=lambda self, y, target: Good.loss(self, y.detach() + 0 * y, target),
+    ),
+    "weight counted otherwise": (
+        "loss_weights_are_counted",
+        type("Mutant", (Good, Counting), {"__doc__": "A mutant.", "weights": lambda *_: {"l1": torch.tensor(7.0)}}),
     ),
     "sign of the loss": mutant(
         "loss_falls",

@@ -1,6 +1,6 @@
 """Losses as (sum, weight) pairs, so that each can be normalised over ranks exactly."""
 
-from densectx.losses.base import Form, Loss
+from densectx.losses.base import Countable, Form, Loss
 from densectx.losses.classes import BCE, CrossEntropy, Focal
 from densectx.losses.criterion import Criterion
 from densectx.losses.elementwise import L1, MSE, Charbonnier
@@ -12,6 +12,7 @@ __all__ = [
     "L1",
     "MSE",
     "Charbonnier",
+    "Countable",
     "Criterion",
     "CrossEntropy",
     "Dice",

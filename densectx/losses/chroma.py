@@ -26,6 +26,7 @@ class ChromaCrossEntropy(nn.Module):
 
     Attributes:
         coefficients: as of :class:`densectx.losses.Criterion`.
+        countable: nothing: the weight takes as long to find as the loss.
     """
 
     def __init__(self, prior: AbPrior, rebalance: float = 0.5) -> None:
@@ -36,6 +37,7 @@ class ChromaCrossEntropy(nn.Module):
             )
         self.prior, self.rebalance = prior, rebalance
         self.coefficients = {"chroma_cross_entropy": 1.0}
+        self.countable: frozenset[str] = frozenset()
         self.bins = AbBins()
 
     def forward(self, logits: Tensor, ab: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -51,6 +53,10 @@ class ChromaCrossEntropy(nn.Module):
         term = scores.logsumexp(1) - (share * scores.gather(1, index)).sum(1)
         weight = self._weights(scores)[index[:, 0]]
         return {"chroma_cross_entropy": ((weight * term).sum(), weight.sum())}
+
+    def weights(self, ab: Tensor) -> dict[str, Tensor]:
+        """Nothing is countable."""
+        return {}
 
     def _weights(self, like: Tensor) -> Tensor:
         if self.rebalance == 0:

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densectx.errors import ConfigError
-from densectx.losses.base import Form, Loss
+from densectx.losses.base import Countable, Form, Loss
 
 
 @final
-class CrossEntropy(Loss):
+class CrossEntropy(Loss, Countable):
     """Softmax cross-entropy of logits (B, K, H, W) and class ids (B, H, W) int64.
 
     Weight = the summed class weights of labelled pixels, as in ``torch.nn.functional.cross_entropy``.
@@ -54,13 +54,18 @@ class CrossEntropy(Loss):
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
+        return total, self.weight(target).to(total.dtype)
+
+    def weight(self, target: Tensor) -> Tensor:
+        """Summed class weights of labelled pixels."""
         labelled = target != self.ignore_index
-        weight = labelled.sum() if weights is None else weights[target[labelled]].sum()
-        return total, weight.to(total.dtype)
+        if self.class_weights is None:
+            return labelled.sum().to(torch.get_default_dtype())
+        return self.class_weights[target[labelled]].sum()
 
 
 @final
-class Focal(Loss):
+class Focal(Loss, Countable):
     """Focal loss: cross-entropy times (1 - p)^gamma, p the probability of the truth (Lin et al. 2017).
 
     Class ids (B, H, W) int64: softmax over the classes; weight = the summed class weights of labelled pixels, so that
@@ -104,6 +109,15 @@ class Focal(Loss):
         """(B, K, H, W) float logits, ids or labels -> (sum, weight)."""
         return self._labels(output, target) if target.is_floating_point() else self._ids(output, target)
 
+    def weight(self, target: Tensor) -> Tensor:
+        """Number of labels, or summed class weights of labelled pixels."""
+        if target.is_floating_point():
+            return (~target.isnan()).sum().to(target.dtype)
+        labelled = target != self.ignore_index
+        if self.class_weights is None:
+            return labelled.sum().to(torch.get_default_dtype())
+        return self.class_weights[target[labelled]].sum()
+
     def _ids(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         labelled = target != self.ignore_index
         ids = target.where(labelled, 0)
@@ -129,7 +143,7 @@ class Focal(Loss):
 
 
 @final
-class BCE(Loss):
+class BCE(Loss, Countable):
     """Binary cross-entropy of logits and labels in 0..1, both (B, K, H, W) float; NaN = unlabelled.
 
     Weight = number of labels, as in ``torch.nn.functional.binary_cross_entropy_with_logits``.
@@ -165,6 +179,10 @@ class BCE(Loss):
             pos_weight=factors,
         )
         return total, labelled.sum().to(total.dtype)
+
+    def weight(self, target: Tensor) -> Tensor:
+        """Number of labels."""
+        return (~target.isnan()).sum().to(target.dtype)
 
 
 def _factors(loss: str, class_weights: Sequence[float] | None, classes: int | None) -> Tensor | None:

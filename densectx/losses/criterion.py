@@ -8,7 +8,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from densectx.errors import ConfigError
-from densectx.losses.base import Form
+from densectx.losses.base import Countable, Form
 from densectx.registry import LOSSES
 from densectx.types import Spec, Terms
 
@@ -27,6 +27,7 @@ class Criterion(nn.Module):
 
     Attributes:
         coefficients: {term: weight in the sum}.
+        countable: terms whose weight :meth:`weights` knows.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Criterion(nn.Module):
             self.coefficients[name] = coefficient
         if not self.coefficients:
             raise ConfigError(f"{where}: at least one loss is needed.")
+        self.countable = frozenset(name for name, loss in self.terms.items() if isinstance(loss, Countable))
 
     def __call__(self, output: Tensor, target: Tensor) -> Terms:
         """As :meth:`forward`."""
@@ -59,6 +61,10 @@ class Criterion(nn.Module):
     def forward(self, output: Tensor, target: Tensor) -> Terms:
         """The terms, each (sum, weight), before their coefficients."""
         return {name: loss(output, target) for name, loss in self.terms.items()}
+
+    def weights(self, target: Tensor) -> dict[str, Tensor]:
+        """The weights that the terms will have for a target, of those that are countable."""
+        return {name: loss.weight(target) for name, loss in self.terms.items() if isinstance(loss, Countable)}
 
 
 def _check_form(name: str, form: Form | None, where: str) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from densectx.errors import ConfigError
-from densectx.losses.base import Loss
+from densectx.losses.base import Countable, Loss
 
 
-class _Elementwise(Loss):
+class _Elementwise(Loss, Countable):
     """A mean over labelled elements; NaN in the target is unlabelled."""
 
     takes = ("numbers",)
@@ -27,6 +27,10 @@ class _Elementwise(Loss):
         # where() before the penalty: a NaN behind it would poison the gradient
         error = torch.where(labelled, output - target, 0.0)
         return (self.penalty(error) * labelled).sum(), labelled.sum().to(error.dtype)
+
+    def weight(self, target: Tensor) -> Tensor:
+        """Number of labelled elements."""
+        return (~target.isnan()).sum().to(target.dtype)
 
 
 @final

@@ -7,12 +7,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from densectx.losses.base import Loss
-from densectx.losses.region import regions
+from densectx.losses.base import Countable, Loss
+from densectx.losses.region import images, regions
 
 
 @final
-class Lovasz(Loss):
+class Lovasz(Loss, Countable):
     """Lovász-Softmax: a convex surrogate of 1 - IoU, mean over classes and images (Berman et al. 2018, section 3).
 
     Class ids (B, H, W) int64: softmax, mean over the classes an image shows. Labels (B, K, H, W) float, NaN =
@@ -32,14 +32,24 @@ class Lovasz(Loss):
 
     def forward(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, H, W) float logits, ids or labels -> (sum, number of images with labelled pixels)."""
-        if target.is_floating_point():
-            target = (target >= 0.5).to(target.dtype).masked_fill(target.isnan(), torch.nan)
+        target = _rounded(target)
         probability, truth, labelled, counted = regions(output, target, self.ignore_index, self.absent)
         total = probability.sum() * 0
         for p, t, known, classes in zip(probability, truth, labelled, counted, strict=True):
             # image by image and only what counts: sorting is the cost
             total = total + lovasz_jaccard(p[classes], t[classes], known[classes]).sum() / classes.sum().clamp_min(1)
         return total, counted.any(1).sum().to(total.dtype)
+
+    def weight(self, target: Tensor) -> Tensor:
+        """Number of images with labelled pixels that count."""
+        return images(_rounded(target), self.ignore_index, self.absent)
+
+
+def _rounded(target: Tensor) -> Tensor:
+    """Labels as 0 and 1, NaN where there is none; ids as they are."""
+    if not target.is_floating_point():
+        return target
+    return (target >= 0.5).to(target.dtype).masked_fill(target.isnan(), torch.nan)
 
 
 def lovasz_jaccard(probability: Tensor, truth: Tensor, labelled: Tensor) -> Tensor:

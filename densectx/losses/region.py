@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from densectx.errors import ConfigError
-from densectx.losses.base import Loss
+from densectx.losses.base import Countable, Loss
 
 
 class Regions(NamedTuple):
@@ -54,6 +54,14 @@ def regions(output: Tensor, target: Tensor, ignore_index: int, absent: bool | No
     return Regions(probability.flatten(2).where(labelled, 0), truth, labelled, counted)
 
 
+def images(target: Tensor, ignore_index: int, absent: bool | None = None) -> Tensor:
+    """How many images have a class that :func:`regions` counts; arguments as there."""
+    if not target.is_floating_point():  # whatever is labelled shows its class
+        return (target != ignore_index).flatten(1).any(1).sum().to(torch.get_default_dtype())
+    counts = target > 0 if absent is False else ~target.isnan()
+    return counts.flatten(1).any(1).sum().to(target.dtype)
+
+
 def mean_over_classes(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """Each image's mean over its counted classes: (B, K), (B, K) bool -> (sum over images, number of images)."""
     numbers = counted.sum(1)
@@ -61,7 +69,7 @@ def mean_over_classes(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     return means.sum(), (numbers > 0).sum().to(values.dtype)
 
 
-class _Overlap(Loss):
+class _Overlap(Loss, Countable):
     """Mean over images of the mean over their classes of what an overlap lacks.
 
     Args:
@@ -89,6 +97,10 @@ class _Overlap(Loss):
         hits = torch.minimum(probability, truth).sum(2)
         lack = self.lack(hits, probability.sum(2) - hits, truth.sum(2) - hits)
         return mean_over_classes(lack, counted)
+
+    def weight(self, target: Tensor) -> Tensor:
+        """Number of images with labelled pixels that count."""
+        return images(target, self.ignore_index, self.absent)
 
 
 @final

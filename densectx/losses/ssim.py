@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densectx.errors import ConfigError
-from densectx.losses.base import Loss
+from densectx.losses.base import Countable, Loss
 from densectx.metrics.ssim import ssim_map, window_size
 from densectx.nn.precision import full, no_autocast
 
 
 @final
-class SSIM(Loss):
+class SSIM(Loss, Countable):
     """1 - SSIM of each image (Zhao et al. 2017, eq. 7), with the metric's window (:mod:`densectx.metrics.ssim`).
 
     The mean over the windows of an image without an unlabelled element (NaN in the target) in their channel. Weight =
@@ -39,8 +39,17 @@ class SSIM(Loss):
             unlabelled = target.isnan()
             # zeros on both sides before the filter: a NaN behind it would poison the gradient
             x, y = output.masked_fill(unlabelled, 0.0), target.masked_fill(unlabelled, 0.0)
-            whole = 1 - F.max_pool2d(unlabelled.to(x.dtype), window_size(x), stride=1)  # 1 where no NaN is inside
+            whole = _whole(target)
             windows = whole.flatten(1).sum(1)
             similarity = (ssim_map(x, y, self.peak) * whole).flatten(1).sum(1) / windows.clamp_min(1)
             measured = (windows > 0).to(x.dtype)
             return ((1 - similarity) * measured).sum(), measured.sum()
+
+    def weight(self, target: Tensor) -> Tensor:
+        """Number of images with a window that has no unlabelled element."""
+        return (_whole(full(target)).flatten(1).sum(1) > 0).sum().to(target.dtype)
+
+
+def _whole(target: Tensor) -> Tensor:
+    """1 for each window without NaN, else 0."""
+    return 1 - F.max_pool2d(target.isnan().to(target.dtype), window_size(target), stride=1)

@@ -16,7 +16,8 @@ from densectx.errors import DensectxError, StorageError
 from densectx.model import DenseModel
 from densectx.report import environment, settings
 from densectx.report.classes import classes
-from densectx.report.curves import conflict, curves
+from densectx.report.conflicts import conflict
+from densectx.report.curves import curves
 from densectx.report.field import receptive_field
 from densectx.report.formats import grouped, size
 from densectx.report.gallery import gallery, spread

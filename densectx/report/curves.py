@@ -1,4 +1,4 @@
-"""The course of training as charts, and what the gradients of tasks thought of each other."""
+"""The course of training as charts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final
 from densectx.metrics.classes import class_keys
 from densectx.model import DenseModel
 from densectx.report.chart import Line, chart
+from densectx.report.conflicts import PREFIX
 from densectx.report.formats import number
 from densectx.report.history import History, Series
 from densectx.report.markup import Html, tag
@@ -19,7 +20,7 @@ _CHARTS: Final = 4  # of measures a task; the task's own comes first
 
 def curves(history: History, model: DenseModel | None) -> Section | None:
     """Loss and measures of every task, the rate of learning, and whatever else was logged."""
-    left = {key: series for key, series in history.series.items() if key not in ("epoch", *history.conflicts())}
+    left = {key: series for key, series in history.series.items() if key != "epoch" and not key.startswith(PREFIX)}
     blocks = []
     for number_, task in enumerate(_tasks(left, model)):
         charts = _charts_of(task, left, model, f"c{number_}")
@@ -36,38 +37,6 @@ def curves(history: History, model: DenseModel | None) -> Section | None:
     if not blocks:
         return None
     return Section("curves", "Curves", [*blocks, _table(history)])
-
-
-def conflict(history: History) -> Section | None:
-    """How well the gradients of tasks agree, where the run logged it."""
-    found = history.conflicts()
-    if not found:
-        return None
-    names = list(found)
-    charts = [
-        chart(_title(name), [Line(name, found[name], smooth=True)], f"g{index}", zero=True)
-        for index, name in enumerate(names)
-    ]
-    rows = []
-    for name in names:
-        values = found[name].values
-        against = sum(value < 0 for value in values) / len(values)
-        cells = [number(sum(values) / len(values)), number(values[-1]), f"{against:.0%}"]
-        rows.append(
-            tag("tr", tag("th", tag("code", name), scope="row"), [tag("td", cell, class_="n") for cell in cells])
-        )
-    head = ["gradients of", "mean", "last", "steps against each other"]
-    table = tag(
-        "table",
-        tag("caption", "1: the tasks want the same, 0: they do not touch, below 0: one undoes the other."),
-        tag(
-            "thead", tag("tr", [tag("th", name, scope="col", class_="n" if i else None) for i, name in enumerate(head)])
-        ),
-        tag("tbody", rows),
-    )
-    return Section(
-        "conflict", "Conflict between tasks", [tag("div", charts, class_="plots"), scrolled(table, "Conflict")]
-    )
 
 
 def _tasks(series: Mapping[str, Series], model: DenseModel | None) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +57,6 @@ class History:
             return 0, {}
         row = self.rows[max(wanted)]
         return max(wanted) + 1, {key: value for key, value in row.items() if key.startswith("val/")}
-
-    def conflicts(self) -> dict[str, Series]:
-        """The columns that say how gradients of tasks agree: cosines, -1 (against each other) to 1."""
-        return {key: series for key, series in self.series.items() if re.search(r"cosine|conflict|(^|/)cos_", key)}
 
 
 def read_history(path: Path) -> History:

@@ -24,6 +24,18 @@ Estimator: TypeAlias = Callable[[Tensor], Tensor]
 """What finds a run-time option that is not given: (B, C, H, W) sRGB 0..1, as the task takes it -> (B,)."""
 
 
+class Counting(ABC):
+    """A task that knows the weights of its loss terms before there is an output, see :meth:`Task.loss`.
+
+    With gradient accumulation its terms are normalised over the whole window; those of other tasks, and of losses
+    that are not :class:`densectx.losses.Countable`, batch by batch.
+    """
+
+    @abstractmethod
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """{term: the weight that ``loss`` will return for this target}, scalars, of ``criterion.countable``."""
+
+
 class Task(nn.Module, ABC):
     """One question asked of every pixel: how a sample becomes input and target, head, loss, metrics, pictures.
 
@@ -141,6 +153,11 @@ class Task(nn.Module, ABC):
             return x
         image = x[:, : self.channels - self.maps]
         return image.expand(-1, self.in_channels, -1, -1)  # one channel repeated, or the image without its maps
+
+    @property
+    def countable(self) -> frozenset[str]:
+        """Loss terms whose weight is known from the target alone."""
+        return self.criterion.countable if isinstance(self, Counting) else frozenset()
 
     @property
     def coefficients(self) -> dict[str, float]:

@@ -15,13 +15,13 @@ from densectx.metrics.colour import ColourMetrics
 from densectx.nn.ab_prior import AbPrior
 from densectx.nn.colour import as_rgb, lab_to_rgb, rgb_to_lab
 from densectx.registry import HEADS
-from densectx.tasks.base import Options, Target, Task
+from densectx.tasks.base import Counting, Options, Target, Task
 from densectx.tasks.chroma import Bins, Chroma, Numbers
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 
 @final
-class Colorization(Task):
+class Colorization(Task, Counting):
     """Lightness (B, 1, H, W) of an image -> colour image (B, 3, H, W), sRGB 0..1.
 
     The network sees L / 100 of CIE Lab only; the answer keeps the input's L. What it learns:
@@ -109,6 +109,10 @@ class Colorization(Task):
     def loss(self, output: Tensor, target: Target) -> Terms:
         """Of (a, b) / 110, or of the bins of cells."""
         return self.criterion(*self.chroma.compared(output, target["ab"]))
+
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """Of what is known of the target."""
+        return self.criterion.weights(target["ab"])
 
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
         """L of the input with the answered chroma, as sRGB."""

@@ -14,14 +14,14 @@ from densectx.metrics import ImageMetrics, psnr, quantize
 from densectx.nn.bayer import bilinear, mosaic
 from densectx.registry import HEADS
 from densectx.tasks import restoring
-from densectx.tasks.base import Options, Target, Task
+from densectx.tasks.base import Counting, Options, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 BORDER = 10  # pixels that CPSNR leaves out on each side
 
 
 @final
-class Demosaicing(Task):
+class Demosaicing(Task, Counting):
     """Bayer mosaic (B, 1, H, W) -> colour image (B, 3, H, W), sRGB 0..1, unclamped.
 
     The network sees, and corrects, the bilinear interpolation (B, 3, H, W). ``predict`` takes the mosaic as a gray
@@ -77,6 +77,10 @@ class Demosaicing(Task):
     def loss(self, output: Tensor, target: Target) -> Terms:
         """Of the colour image."""
         return self.criterion(output, target["image"])
+
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """Of what is known of the target."""
+        return self.criterion.weights(target["image"])
 
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
         """The colour image, unclamped."""

@@ -14,12 +14,12 @@ from densectx.metrics import quantize
 from densectx.nn.noise import noise_level, signal_noise
 from densectx.registry import HEADS
 from densectx.tasks import restoring
-from densectx.tasks.base import Options, Target, Task
+from densectx.tasks.base import Counting, Options, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 
 @final
-class Denoising(Task):
+class Denoising(Task, Counting):
     """Noisy image (B, C, H, W) -> clean image (B, C, H, W), sRGB 0..1, unclamped.
 
     Noise is N(0, (sigma / 255)^2), or with ``noise: poisson_gaussian`` N(0, gain * x + (sigma / 255)^2) at clean
@@ -144,6 +144,10 @@ class Denoising(Task):
     def loss(self, output: Tensor, target: Target) -> Terms:
         """Of the denoised image."""
         return self.criterion(output, target["image"])
+
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """Of what is known of the target."""
+        return self.criterion.weights(target["image"])
 
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
         """The denoised image, unclamped."""

@@ -14,7 +14,7 @@ from densectx.losses import Criterion
 from densectx.metrics.regression import RegressionMetrics
 from densectx.nn.colour import as_rgb, lab_to_rgb
 from densectx.registry import HEADS
-from densectx.tasks.base import Options, Target, Task
+from densectx.tasks.base import Counting, Options, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 
@@ -67,7 +67,7 @@ class Range:
 
 
 @final
-class Regression(Task):
+class Regression(Task, Counting):
     """Numbers in the target's unit: image (B, C, H, W) -> (B, outputs, H * scale, W * scale), in [low, high].
 
     The network answers on a scale of about 0..1 (:class:`Range`), which is what losses see. A target is the value of a
@@ -144,6 +144,10 @@ class Regression(Task):
     def loss(self, output: Tensor, target: Target) -> Terms:
         """On the network's scale."""
         return self.criterion(output, target["unit"])
+
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """Of what is known of the target."""
+        return self.criterion.weights(target["unit"])
 
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
         """Numbers in the unit of the target, in [low, high]."""

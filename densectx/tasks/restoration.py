@@ -12,12 +12,12 @@ from densectx.losses import Criterion
 from densectx.metrics import quantize
 from densectx.registry import HEADS
 from densectx.tasks import restoring
-from densectx.tasks.base import Options, Target, Task
+from densectx.tasks.base import Counting, Options, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 
 @final
-class Restoration(Task):
+class Restoration(Task, Counting):
     """Degraded picture (B, C, H, W) -> clean picture (B, C, H, W), sRGB 0..1, unclamped.
 
     For degradations that no formula gives (rain, blur, a camera's noise): the source delivers both pictures,
@@ -83,6 +83,10 @@ class Restoration(Task):
     def loss(self, output: Tensor, target: Target) -> Terms:
         """Of the restored picture."""
         return self.criterion(output, target["image"])
+
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """Of what is known of the target."""
+        return self.criterion.weights(target["image"])
 
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
         """The restored picture, unclamped."""

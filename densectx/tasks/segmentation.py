@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -13,14 +13,14 @@ from densectx.losses import Criterion, Form
 from densectx.metrics import ConfusionMetrics, LabelMetrics
 from densectx.nn.colour import as_rgb
 from densectx.registry import HEADS
-from densectx.tasks.base import Options, Target, Task
+from densectx.tasks.base import Counting, Options, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 Mode: TypeAlias = Literal["multiclass", "binary", "multilabel"]
 
 
 @final
-class Segmentation(Task):
+class Segmentation(Task, Counting):
     """Classes for every pixel: image (B, C, H, W) -> probabilities (B, K, H, W).
 
     Class names, palette and the id of unlabelled pixels come from the source and travel into the checkpoint.
@@ -104,15 +104,28 @@ class Segmentation(Task):
 
     def loss(self, output: Tensor, target: Target) -> Terms:
         """Logits (B, K, H, W), binary (B, 1, H, W)."""
+        grid = self._grid(target)
+        return self.criterion(output[grid], self._truth(target)[grid])
+
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """Of the labels on the grid."""
+        return self.criterion.weights(self._truth(target)[self._grid(target)])
+
+    def _grid(self, target: Target) -> tuple[Any, ...]:
+        """Which pixels count."""
+        if self.label_stride == 1:
+            return (...,)
+        # counted from the first pixel that is no surroundings
+        first = int(target["surround"][0]) % self.label_stride if "surround" in target else 0
+        return (..., slice(first, None, self.label_stride), slice(first, None, self.label_stride))
+
+    def _truth(self, target: Target) -> Tensor:
+        """The labels in the form that the losses take."""
         truth = target[self.requires[1]]
-        if self.label_stride > 1:  # counted from the first pixel that is no surroundings
-            first = int(target["surround"][0]) % self.label_stride if "surround" in target else 0
-            grid = (..., slice(first, None, self.label_stride), slice(first, None, self.label_stride))
-            output, truth = output[grid], truth[grid]
-        if self.mode == "binary":
-            unknown = truth == self.info.ignore_index
-            truth = (truth == 1).to(output.dtype).masked_fill(unknown, torch.nan)[:, None]
-        return self.criterion(output, truth)
+        if self.mode != "binary":
+            return truth
+        known = (truth == 1).to(torch.get_default_dtype())
+        return known.masked_fill(truth == self.info.ignore_index, torch.nan)[:, None]
 
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
         """Probabilities (B, K, H, W)."""

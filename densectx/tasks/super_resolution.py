@@ -15,12 +15,12 @@ from densectx.nn.colour import luma
 from densectx.nn.resize import bicubic
 from densectx.registry import HEADS
 from densectx.tasks import restoring
-from densectx.tasks.base import Options, Target, Task
+from densectx.tasks.base import Counting, Options, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 
 @final
-class SuperResolution(Task):
+class SuperResolution(Task, Counting):
     """Small image (B, C, h, w) -> image ``scale`` times larger (B, C, h * scale, w * scale), sRGB 0..1, unclamped.
 
     The small image is MATLAB's antialiased bicubic reduction, rounded to 8 bit, or the source's ``image`` beside its
@@ -111,6 +111,10 @@ class SuperResolution(Task):
     def loss(self, output: Tensor, target: Target) -> Terms:
         """Of the enlarged image."""
         return self.criterion(output, target["image"])
+
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """Of what is known of the target."""
+        return self.criterion.weights(target["image"])
 
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
         """The enlarged image, unclamped."""

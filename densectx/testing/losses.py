@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, final
 import torch
 from torch import Tensor
 
-from densectx.losses import Loss
+from densectx.losses import Countable, Loss
 from densectx.registry import LOSSES
 from densectx.testing.modules import check_registered, check_untouched
 from densectx.testing.report import Check, expect, run_checks
@@ -120,6 +120,21 @@ def adds_up_over_samples(case: LossCase) -> None:
         )
 
 
+def counts_its_weight(case: LossCase) -> None:
+    """If it is countable: the weight it knows ahead is the one that it returns."""
+    loss = case.build()
+    if not isinstance(loss, Countable):
+        return
+    for labelled in (True, False):
+        output, target = case.given(labelled)
+        counted, weight = loss.weight(target), loss(output, target)[1]
+        expect(
+            counted.ndim == 0 and difference(counted.to(weight.dtype), weight) < CLOSE,
+            f"weight() counts {counted.tolist()}, the loss returns {weight.item():.6g} for the same target",
+            "count the same pixels in both, or do not derive it from Countable",
+        )
+
+
 def nothing_labelled_is_zero(case: LossCase) -> None:
     """Without labels it is (0 with a graph, 0), and so is the gradient."""
     output, target = case.given(labelled=False)
@@ -173,6 +188,7 @@ CHECKS: Final = (
     is_documented,
     gives_a_sum_and_a_weight,
     adds_up_over_samples,
+    counts_its_weight,
     nothing_labelled_is_zero,
     unlabelled_samples_count_nothing,
     unlabelled_pixels_do_not_matter,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from densectx.tasks.base import Counting
 from densectx.testing import samples
 from densectx.testing.modules import check_gradients, check_untouched
 from densectx.testing.report import expect
@@ -81,6 +82,23 @@ def loss_adds_up_over_samples(case: TaskCase) -> None:
                 f"the {what} of {name!r} is {pair[which]:.6g}, of the samples alone {added:.6g} together",
                 "return sum and weight, not a mean: the engine divides after adding both over all ranks",
             )
+
+
+def loss_weights_are_counted(case: TaskCase) -> None:
+    """If it is a counting task: the weights it knows ahead are those that its loss returns."""
+    model, batch = case.model(), case.batch()
+    task = case.task(model)
+    if not isinstance(task, Counting):
+        return
+    x, target = case.prepared(model, batch)
+    counted, terms = task.weights(target), task.loss(case.output(model, x), target)
+    for name, weight in counted.items():
+        found = terms[name][1]
+        expect(
+            difference(weight.to(found.dtype), found) < CLOSE,
+            f"weights() counts {weight.item():.6g} for {name!r}, the loss returns {found.item():.6g}",
+            "give criterion.weights the very target that criterion is given",
+        )
 
 
 def loss_leaves_its_arguments(case: TaskCase) -> None:

@@ -28,6 +28,7 @@ CHECKS: Final[tuple[Callable[[TaskCase], None], ...]] = (
     task_contract.leaves_the_process_as_it_was,
     task_losses.loss_gives_sums_and_weights,
     task_losses.loss_adds_up_over_samples,
+    task_losses.loss_weights_are_counted,
     task_losses.loss_leaves_its_arguments,
     task_losses.loss_of_nothing_labelled_is_zero,
     task_losses.unlabelled_samples_count_nothing,

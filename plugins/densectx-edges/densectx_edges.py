@@ -12,8 +12,8 @@ from torchmetrics import Metric
 
 from densectx import HEADS
 from densectx.errors import ConfigError
-from densectx.losses import Criterion, Loss
-from densectx.tasks.base import Target, Task
+from densectx.losses import Countable, Criterion, Loss
+from densectx.tasks.base import Counting, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 
@@ -23,7 +23,7 @@ def split(target: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 @final
-class BalancedBCE(Loss):
+class BalancedBCE(Loss, Countable):
     """Cross-entropy in which boundary and other pixels of an image weigh the same (Xie & Tu 2015, equation 2)."""
 
     def __init__(self, threshold: float) -> None:
@@ -32,11 +32,18 @@ class BalancedBCE(Loss):
 
     def forward(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and shares, (B, 1, H, W) -> (sum, sum of the pixels' weights); (0, 0) without both kinds."""
-        edge, other = split(target, self.threshold)
-        edges, others = (kind.sum((1, 2, 3), keepdim=True) for kind in (edge, other))
-        weights = (edge * others + other * edges) / (edges + others).clamp_min(1)
+        edge, weights = self._weights(target)
         total = F.binary_cross_entropy_with_logits(output.float(), edge.float(), weights, reduction="sum")
         return total, weights.sum()
+
+    def weight(self, target: Tensor) -> Tensor:
+        """Sum of the pixels' weights."""
+        return self._weights(target)[1].sum()
+
+    def _weights(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        edge, other = split(target, self.threshold)
+        edges, others = (kind.sum((1, 2, 3), keepdim=True) for kind in (edge, other))
+        return edge, (edge * others + other * edges) / (edges + others).clamp_min(1)
 
 
 @final
@@ -69,7 +76,7 @@ class BoundaryMetrics(Metric):
 
 
 @final
-class Edges(Task):
+class Edges(Task, Counting):
     """Probability that people see a boundary: image (B, C, H, W) -> (B, 1, H, W).
 
     Args:
@@ -118,6 +125,10 @@ class Edges(Task):
     def loss(self, output: Tensor, target: Target) -> Terms:
         """Of logits (B, 1, H, W)."""
         return self.criterion(output, target["share"])
+
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """Of the share of annotators."""
+        return self.criterion.weights(target["share"])
 
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
         """Probabilities (B, 1, H, W)."""
