@@ -14,6 +14,7 @@ from densectx.errors import ConfigError, suggest
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
 MAX_ALIASES = 100
+MAX_TEXT = 10_000  # characters of one value or key: messages repeat them
 MAX_NODES = 20_000  # counted after aliases are expanded: nine levels of nine aliases stay under MAX_ALIASES
 
 _TAG = "tag:yaml.org,2002:"
@@ -85,8 +86,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: the file is missing, unreadable, not UTF-8, larger than 1 MiB or not plain YAML: a repeated,
-            dotted or non-string key, a tag, more than 64 levels, more than 100 aliases or 20,000 values;
-            the file and, where there is one, the line are named.
+            dotted or non-string key, a tag, more than 64 levels, more than 100 aliases or 20,000 values, a value of
+            more than 10,000 characters or 1024 bits; the file and, where there is one, the line are named.
     """
     path = Path(path)
     try:
@@ -157,6 +158,8 @@ class _Builder:
             raise self._error(node, f"more than {MAX_NODES} values once aliases are expanded")
         if depth > MAX_DEPTH:
             raise self._error(node, f"nested deeper than {MAX_DEPTH} levels (an alias of itself?)")
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_TEXT:
+            raise self._error(node, f"a value of {len(node.value)} characters; a config has at most {MAX_TEXT}")
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return self._mapping(node, depth)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
@@ -164,7 +167,10 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode) and node.tag in {
             f"{_TAG}{t}" for t in ("str", "int", "float", "bool", "null")
         }:
-            return self._loader.construct_object(node)
+            value = self._loader.construct_object(node)
+            if isinstance(value, int) and abs(value) >= 1 << 1024:
+                raise self._error(node, "a whole number of more than 1024 bits")
+            return value
         raise self._error(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not allowed; configs hold plain values")
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
@@ -176,8 +182,10 @@ class _Builder:
                 continue
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{_TAG}str":
-                shown = key if isinstance(key, str) else _kind(key)
+                shown = key[:80] if isinstance(key, str) else _kind(key)
                 raise self._error(key_node, f"the key {shown} is not a string; quote it if it is meant to be one")
+            if len(key) > MAX_TEXT:
+                raise self._error(key_node, f"a key of {len(key)} characters; a config has at most {MAX_TEXT}")
             if key in own:
                 raise self._error(key_node, f"duplicate key {key!r}; keep one of them")
             if "." in key:

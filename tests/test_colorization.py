@@ -252,6 +252,7 @@ def test_loss_of_no_idea_is_the_logarithm_of_313():
     assert (total / weight).item() == pytest.approx(math.log(313), rel=1e-6)
 
 
+@pytest.mark.fault("N06")
 def test_loss_gradient():
     ab = random_ab(2, 1, 1, dtype=torch.float64)
     loss = ChromaCrossEntropy(AbPrior())

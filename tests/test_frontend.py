@@ -115,6 +115,7 @@ def test_options_that_cannot_work(options, said):
 # surroundings ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("N07")
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 7), st.lists(st.integers(0, 20), min_size=4, max_size=4))
 def test_reflect101_is_numpys_reflect_at_every_size(height, width, margins):
@@ -174,6 +175,7 @@ def test_to_other_backbones_surroundings_are_part_of_the_picture():
 # upsampling (T11) -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("N07")
 def test_interp_map_is_the_published_loop():
     maps = torch.rand(1, 3, 7, 9, dtype=torch.float64)
     zoomed = interp_map(maps, 8)[0].numpy()

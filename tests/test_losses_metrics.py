@@ -18,6 +18,7 @@ from densectx.nn.resize import bicubic, mirror, pad_to_multiple
 from densectx.registry import LOSSES
 
 
+@pytest.mark.fault("N07")
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_equals_torch(weights, smoothing):
@@ -29,6 +30,7 @@ def test_cross_entropy_equals_torch(weights, smoothing):
     assert torch.allclose(total / weight, expected)
 
 
+@pytest.mark.fault("N07")
 @pytest.mark.parametrize(("name", "reference"), [("l1", F.l1_loss), ("mse", F.mse_loss)])
 def test_elementwise_losses_ignore_nan(name, reference):
     output, target = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4)
@@ -40,6 +42,7 @@ def test_elementwise_losses_ignore_nan(name, reference):
     assert torch.isfinite(output.grad).all()
 
 
+@pytest.mark.fault("N06")
 def test_charbonnier_gradient():
     target = torch.randn(1, 1, 3, 3, dtype=torch.float64)
     output = torch.randn(1, 1, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -78,6 +81,7 @@ def value(pair):
     return pair[0] / pair[1]
 
 
+@pytest.mark.fault("N07")
 def test_focal_equals_smp_and_with_gamma_0_cross_entropy():
     from segmentation_models_pytorch.losses._functional import focal_loss_with_logits, softmax_focal_loss_with_logits
 
@@ -96,6 +100,7 @@ def test_focal_equals_smp_and_with_gamma_0_cross_entropy():
     assert torch.allclose(value(Focal(alpha=0.25)(logits, labels)), expected)
 
 
+@pytest.mark.fault("N07")
 def test_bce_equals_torch():
     logits, labels = labels_batch()
     known = ~labels.isnan()
@@ -106,6 +111,7 @@ def test_bce_equals_torch():
         assert torch.allclose(value(BCE(pos_weight=weight)(logits, labels)), expected)
 
 
+@pytest.mark.fault("N07")
 def test_dice_and_tversky_equal_kornia_on_class_ids():
     """kornia's means are ours: over the classes an image shows, then over images."""
     from kornia.losses import dice_loss, tversky_loss
@@ -118,6 +124,7 @@ def test_dice_and_tversky_equal_kornia_on_class_ids():
     assert torch.allclose(value(Tversky(7, alpha=0.2, beta=0.9, smooth=0.0)(logits, ids)), expected)
 
 
+@pytest.mark.fault("N07")
 def test_dice_and_tversky_equal_smp_on_labels():
     """smp sums over the batch, so image by image; its mask multiplies instead of NaN."""
     from segmentation_models_pytorch.losses import DiceLoss, TverskyLoss
@@ -143,6 +150,7 @@ def test_focal_tversky_and_smoothing_by_hand():
     assert value(Dice(smooth=2.0)(logits, labels)).item() == pytest.approx(1 - (1 + 2) / (1 + 1.5 + 2))
 
 
+@pytest.mark.fault("N07")
 def test_lovasz_equals_smp_image_by_image():
     from segmentation_models_pytorch.losses import LovaszLoss
 
@@ -152,6 +160,7 @@ def test_lovasz_equals_smp_image_by_image():
     assert torch.allclose(value(Lovasz(7)(logits, ids)), expected)
 
 
+@pytest.mark.fault("N07")
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 12), st.integers(0, 1000))
 def test_lovasz_extension_of_0_and_1_is_the_jaccard_loss(pixels, seed):
@@ -175,12 +184,14 @@ PIXELWISE = [Focal(7), Focal(7, gamma=0.5), Focal(7, class_weights=[1, 2, 3, 4])
 REGION = [Dice(7), Dice(7, absent=True), Tversky(7, exponent=0.75), Lovasz(7), Lovasz(7, absent=True)]
 
 
+@pytest.mark.fault("N06")
 @pytest.mark.parametrize("loss", PIXELWISE + REGION, ids=str)
 def test_gradients_of_losses_of_ids(loss):
     logits, ids = ids_batch(batch=2, size=(3, 4))
     assert torch.autograd.gradcheck(lambda x: value(loss(x, ids)), logits)
 
 
+@pytest.mark.fault("N06")
 @pytest.mark.parametrize("loss", [BCE(pos_weight=3.0), Focal(alpha=0.25), Focal(gamma=0.5), *REGION], ids=str)
 def test_gradients_of_losses_of_labels(loss):
     logits, labels = labels_batch(batch=2, size=(3, 4))
@@ -237,6 +248,7 @@ def test_unfit_losses_are_refused(spec, form, message):
         Criterion(spec, form=form, classes=4, ignore_index=255)
 
 
+@pytest.mark.fault("N07")
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 5), st.integers(0, 10_000))
 def test_confusion_metrics_equal_brute_force(classes, seed):
@@ -278,6 +290,7 @@ def test_psnr_is_a_mean_over_images_and_never_infinite():
     assert values["psnr_same"].item() == pytest.approx(100)
 
 
+@pytest.mark.fault("N07")
 def test_lab_agrees_with_scikit_image():
     from skimage.color import rgb2lab
 
@@ -294,6 +307,7 @@ def test_luma_is_matlabs():
     assert luma(torch.zeros(1, 3, 1, 1)).item() * 255 == pytest.approx(16, abs=1e-3)
 
 
+@pytest.mark.fault("N07")
 def test_bicubic_equals_matlab_on_golden_files(data_root):
     """MATLAB's own imresize of Set5's luma, both ways, borders included."""
     files = sorted((data_root / "set5" / "golden_mat").glob("*.mat"))
@@ -313,6 +327,7 @@ def test_bicubic_keeps_constants_and_shape(up, down):
     assert torch.allclose(y, torch.tensor(0.3), atol=1e-6)
 
 
+@pytest.mark.fault("N07")
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 20))
 def test_mirror_equals_numpy_symmetric(height, width, margin):
@@ -321,6 +336,7 @@ def test_mirror_equals_numpy_symmetric(height, width, margin):
     assert np.array_equal(mirror(torch.tensor(x)[None, None], margin)[0, 0].numpy(), expected)
 
 
+@pytest.mark.fault("N07")
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 4, 8]))
 def test_padding_repeats_the_border(height, width, multiple):

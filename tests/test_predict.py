@@ -111,6 +111,7 @@ def names(out):
 # ---- DenseModel.predict
 
 
+@pytest.mark.fault("N08")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_predict_takes_uint8_and_float_batch_and_single(channels):
     model = build(list(SPECS))
@@ -472,6 +473,7 @@ def test_conditioned_denoising_takes_its_level(tmp_path, capsys):
     assert np.array_equal(np.load(tmp_path / "out/denoising/a.npy"), answer["denoising"].numpy())
 
 
+@pytest.mark.fault("N08")
 def test_bf16_is_close_to_32(tmp_path, model):
     picture(tmp_path / "a.png")
     for precision in ("32", "bf16"):
@@ -817,17 +819,16 @@ def test_a_link_as_the_output_folder_itself_is_fine(tmp_path, model):
 def test_storage_errors_leave_whole_files(tmp_path, model, monkeypatch, capsys):
     for number in range(3):
         picture(tmp_path / f"in/{number}.png", number)
-    real, calls = os.replace, []
+    real = files.Place.put
 
-    def full(source, target):
-        calls.append(target)
-        if "denoising/1" in str(target):
-            raise OSError(28, "No space left on device")
-        real(source, target)
+    def full(place):
+        if "denoising/1" in str(place.target):
+            raise files.storage_error(place.target, OSError(28, "No space left on device"))
+        real(place)
 
     run = functools.partial(predict, model, tmp_path / "in", "-o", tmp_path / "out")
     with monkeypatch.context() as patched:
-        patched.setattr(files.os, "replace", full)
+        patched.setattr(files.Place, "put", full)
         assert run() == 8
     assert "No space left" in capsys.readouterr().err
     assert not [name for name in names(tmp_path / "out") if name.endswith(".part")]
@@ -858,15 +859,15 @@ def test_no_truncated_file_where_the_system_takes_no_more(tmp_path, model, capsy
 def test_interruption_leaves_whole_files_and_a_summary(tmp_path, model, monkeypatch):
     for number in range(3):
         picture(tmp_path / f"in/{number}.png", number)
-    real = files.os.replace
+    real = files.Place.put
 
-    def interrupt(source, target):
-        if "segmentation/1.overlay" in str(target):
+    def interrupt(place):
+        if "segmentation/1.overlay" in str(place.target):
             raise KeyboardInterrupt
-        real(source, target)
+        real(place)
 
     with monkeypatch.context() as patched:
-        patched.setattr(files.os, "replace", interrupt)
+        patched.setattr(files.Place, "put", interrupt)
         assert predict(model, tmp_path / "in", "-o", tmp_path / "out") == 130
     assert names(tmp_path / "out") == [
         "denoising/0.png",

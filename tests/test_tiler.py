@@ -1,6 +1,7 @@
 """The tiler: windows that give the answer of the whole picture, and blended ones that say how far they are off."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from densectx import BACKBONES
 from densectx.checkpoint import save_safetensors
 from densectx.cli import main
 from densectx.data import windowed
@@ -111,6 +113,82 @@ def test_every_size(small):
         whole = small.model.predict(image, options=numbers(small.model))
         for key, answer in small(image, numbers(small.model)).items():
             assert relative(answer, whole[key]) < allowed(key)
+
+
+# every stride and scale of the registry: tiny variants; what only width or depth tells apart is there once
+STRIDES = {
+    "stride 8, vgg": ({"name": "dilated_vgg16"}, ["segmentation"], (1,)),
+    "stride 8, front end": ({"name": "frontend_vgg16", "width": 2, "fc": 4}, ["segmentation"], (1,)),
+    "stride 8, resnet": ({"name": "timm", "model": "resnet10t", "output_stride": 8}, ["segmentation", "sr4"], (1,)),
+    "stride 16, resnet": ({"name": "timm", "model": "resnet10t", "output_stride": 16}, ["segmentation"], (1,)),
+    "stride 32, resnet": ({"name": "timm", "model": "resnet10t", "output_stride": 32}, ["segmentation", "sr2"], (1,)),
+    "stride 8, drn": ({"name": "drn", "arch": "d_22"}, ["segmentation"], (1,)),
+    "stride 8, convnext": ({"name": "timm", "model": "convnext_atto", "output_stride": 8}, ["segmentation"], (1,)),
+}
+SCALES = {f"sr{n}": {"name": "super_resolution", "source": "x", "scale": n, "head": DECODER} for n in (2, 3, 4)}
+TASKS |= SCALES
+
+
+@pytest.fixture(scope="module", params=["sr2", "sr3", "sr4"])
+def enlarging(request):
+    return tiling(build(PLAIN, [request.param]), "exact:4"), SCALES[request.param]["scale"]
+
+
+@pytest.mark.fault("F03")
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 97), st.integers(1, 97), st.integers(3, 15))
+def test_every_scale(enlarging, height, width, core):
+    tiles, scale = enlarging
+    tiles.setting = Setting("exact", core * 4)
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(height))
+    (key, answer), *_ = tiles(image, {}).items()
+    assert answer.shape == (3, height * scale, width * scale)
+    assert relative(answer, tiles.model.predict(image)[key]) < 1e-5
+
+
+def every_stride(name, heights, widths):
+    """Exact equals whole at each height and width, in tiles of one and of several strides."""
+    backbone, tasks, dilations = STRIDES[name]
+    model = build(backbone, tasks, dilations)
+    tiles = tiling(model, "exact")
+    if tiles.halo is None:
+        pytest.fail(f"{name}: the field is not finite")
+    count = 0
+    for height, width in zip(heights, widths, strict=True):
+        image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(height))
+        whole = model.predict(image, options=numbers(model))
+        tiles.setting = Setting("exact", model.stride * (1 + height % 3))
+        for key, answer in tiles(image, numbers(model)).items():
+            scale = model.task(key).scale
+            assert answer.shape[1:] == (height * scale, width * scale)
+            assert relative(answer, whole[key]) < 1e-5, (height, width, key)
+            count += 1
+    return count
+
+
+@pytest.mark.fault("F03")
+@pytest.mark.parametrize("name", [name for name in STRIDES if "resnet" in name])
+def test_strides_at_some_sizes(name, record_property):
+    """A strip longer than two halos, so that there are tiles of their own; and small pictures."""
+    record_property("count", every_stride(name, [1, 8, 33, 97], [7, 640, 11, 96]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.fault("F03")
+@pytest.mark.parametrize("name", STRIDES)
+def test_strides_at_every_size(name, record_property):
+    sizes = list(range(1, 98))
+    strip = every_stride(name, [1, 8, 33, 97], [7, 640, 11, 96])
+    record_property("count", strip + every_stride(name, sizes, [9] * 97) + every_stride(name, [9] * 97, sizes))
+
+
+def test_every_backbone_of_the_registry_has_a_stride_that_is_tested():
+    """By names alone: what is not in these tables differs in width or depth only."""
+    families = {"plain", "dilated_vgg16", "frontend_vgg16", "timm", "drn"}
+    for name in BACKBONES.names():
+        family = re.sub(r"^dilated_resnet\d+$", "timm", re.sub(r"^drn_.*", "drn", name))
+        assert family in families or BACKBONES.entry(name).entry_point is not None, name
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densectx.archive import check_bomb, why
 from densectx.errors import CheckpointError, ConfigError
 from densectx.types import Feature
 
@@ -58,9 +59,11 @@ def read_weights(path: str | Path) -> Mapping[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with Path(path).open("rb") as file:
+            check_bomb(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a bad file
-        raise CheckpointError(f"weights {str(path)!r} cannot be read: {error}.") from error
+        raise CheckpointError(f"weights {str(path)!r} cannot be read: {why(error)}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping):

@@ -71,7 +71,7 @@ class Record:
 
     def _open(self) -> None:
         check_inside(self.root, [JOURNAL])
-        self._journal = open(self.root / JOURNAL, "ab", buffering=0)  # noqa: SIM115 - closed by finish
+        self._journal = open(self.root / JOURNAL, "ab", buffering=0, opener=_no_link)  # noqa: SIM115 - closed by finish
 
     def add(self, key: str, entry: Entry) -> None:
         """Note an input under the key of its outputs; a later entry of the same key takes its place."""
@@ -98,6 +98,10 @@ class Record:
         self._journal.close()
         (self.root / JOURNAL).unlink()
         return summary
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _read(root: Path) -> tuple[dict[str, Any] | None, dict[str, Entry]]:

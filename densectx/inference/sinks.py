@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densectx.inference.files import check_inside, storage_error
+from densectx.inference.files import Place, storage_error
 
 Layout: TypeAlias = Literal["gray", "rgb", "planes", "palette"]
 Convert: TypeAlias = Callable[[Tensor], NDArray[Any]]
@@ -48,33 +47,27 @@ class FileSink:
         convert: Convert,
         palette: Sequence[tuple[int, int, int]] = (),
     ) -> None:
-        check_inside(root, [name])
         self.shape, self.dtype, self.layout, self.convert = shape, dtype, layout, convert
-        self.target = root / name
-        self._part = self.target.with_name(
-            f".{hashlib.sha1(os.fsencode(name), usedforsecurity=False).hexdigest()}.part"
-        )
+        self._place = Place(root, name)
+        self.target = self._place.target
+        self._file = self._place.open()
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._part.unlink(missing_ok=True)
             self._start = self._header(palette)
-            self._file = os.open(self._part, os.O_WRONLY)
-            self._open = True
         except OSError as error:
+            self.abandon()
             raise storage_error(self.target, error) from error
 
     def _header(self, palette: Sequence[tuple[int, int, int]]) -> int:
-        """Make the empty file; returns where its numbers start."""
+        """Fill the file with what it needs beside its numbers, and make it long enough; returns where they start."""
         if self.target.suffix == ".npy":
-            with open(self._part, "xb") as file:
-                header = {
-                    "descr": np.lib.format.dtype_to_descr(self.dtype),
-                    "fortran_order": False,
-                    "shape": self.shape,
-                }
-                np.lib.format.write_array_header_1_0(file, header)
-                start = file.tell()
-                file.truncate(start + int(np.prod(self.shape)) * self.dtype.itemsize)
+            header = {
+                "descr": np.lib.format.dtype_to_descr(self.dtype),
+                "fortran_order": False,
+                "shape": self.shape,
+            }
+            np.lib.format.write_array_header_1_0(self._file, header)
+            start = self._file.tell()
+            self._file.truncate(start + int(np.prod(self.shape)) * self.dtype.itemsize)
             return start
         channels, height, width = self.shape
         shape = {"rgb": (height, width, 3), "planes": self.shape}.get(self.layout, (height, width))
@@ -87,9 +80,7 @@ class FileSink:
             table = np.zeros((3, 256), np.uint16)
             table[:, : len(palette)] = np.asarray(palette, np.uint16).T * 257
             options["colormap"] = table
-        with open(self._part, "xb"):  # exclusive: follows no link
-            pass
-        with tifffile.TiffWriter(self._part, bigtiff=int(np.prod(self.shape)) * self.dtype.itemsize > 2**31) as tiff:
+        with tifffile.TiffWriter(self._file, bigtiff=int(np.prod(self.shape)) * self.dtype.itemsize > 2**31) as tiff:
             found = tiff.write(None, shape=shape, dtype=self.dtype, metadata=None, returnoffset=True, **options)
         assert found is not None
         return int(found[0])
@@ -109,7 +100,7 @@ class FileSink:
             for plane, lines in enumerate(values):
                 for number, line in enumerate(lines):
                     place = ((plane * height + rows.start + number) * width + columns.start) * inner * size
-                    os.pwrite(self._file, line.tobytes(), self._start + place)
+                    os.pwrite(self._file.fileno(), line.tobytes(), self._start + place)
         except OSError as error:
             raise storage_error(self.target, error) from error
 
@@ -121,17 +112,12 @@ class FileSink:
         """
         try:
             os.fsync(self._file)
-            self._close()
-            os.replace(self._part, self.target)
+            self._file.close()
         except OSError as error:
             raise storage_error(self.target, error) from error
+        self._place.put()
 
     def abandon(self) -> None:
         """Leave nothing behind that is not finished."""
-        self._close()
-        self._part.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        if self._open:
-            self._open = False
-            os.close(self._file)
+        self._file.close()
+        self._place.abandon()

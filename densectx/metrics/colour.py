@@ -69,7 +69,8 @@ class ColourMetrics(Metric):
         """
         known = ~truth.isnan().any(1)
         counts = known.flatten(1).any(1)
-        prediction, truth, known = prediction[counts].float(), truth[counts].float().nan_to_num(), known[counts]
+        # in float64: in float32 the size of a batch shows in the last digits, and with it the number of ranks
+        prediction, truth, known = prediction[counts].double(), truth[counts].double().nan_to_num(), known[counts]
         if len(truth) == 0:
             return
         rgb = lab_to_rgb(truth)

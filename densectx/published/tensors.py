@@ -12,6 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from densectx.archive import check_bomb, why
 from densectx.errors import CheckpointError
 
 
@@ -74,6 +75,8 @@ def open_weights(path: str | Path) -> Iterator[dict[str, Lazy]]:
 
 def _loaded(path: Path) -> object:
     try:
+        with path.open("rb") as file:
+            check_bomb(file)
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
@@ -81,5 +84,4 @@ def _loaded(path: Path) -> object:
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as a file of torch: {reason}.") from error
+        raise CheckpointError(f"{path}: cannot be read as a file of torch: {why(error)}") from error

@@ -107,7 +107,7 @@ def _config(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model(info: Mapping[str, Any], weights: dict[str, Any], path: str) -> DenseModel:
-    model = from_header(info, path)
+    model = from_header(info, path, weights)
     load_weights(model, weights, path)
     return model.eval()
 
