@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
+from densectx.loggers import not_logged
 from densectx.module import DenseModule
+from densectx.say import warn
 from densectx.types import Batch
 
 
@@ -32,6 +34,7 @@ class Pictures(pl.Callback):
         super().__init__()
         self.folder, self.rows = Path(folder), rows
         self.sheets: dict[str, list[list[Tensor]]] = {}
+        self.failed = False  # said once
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A relative folder is one of the run."""
@@ -60,8 +63,13 @@ class Pictures(pl.Callback):
         """Write the sheets."""
         for key, rows in self.sheets.items():
             picture = sheet(rows)
-            (self.folder / key).mkdir(parents=True, exist_ok=True)
-            save_image(picture, self.folder / key / f"step-{trainer.global_step}.png")
+            try:
+                (self.folder / key).mkdir(parents=True, exist_ok=True)
+                save_image(picture, self.folder / key / f"step-{trainer.global_step}.png")
+            except OSError as error:  # a full disk ends no training for a picture
+                if not self.failed:
+                    warn(not_logged(self.folder, error))
+                self.failed = True
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image(f"val/{key}", picture, trainer.global_step)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from densectx import __version__
+from densectx.archive import check_header, damage, load_archive
+from densectx.budget import Budget
+from densectx.checkpoint_files import newest_first
 from densectx.errors import CheckpointError, ConfigError, PluginError
 from densectx.model import DenseModel
 from densectx.nn.norm import spread
 from densectx.registry import BACKBONES, CONTEXTS, HEADS, LOSSES, MODELS, TASKS, Registry
 from densectx.types import SourceInfo
+from densectx.weights import load_weights as load_weights
+from densectx.weights import parts_of
 
 FORMAT = 1
 
@@ -55,7 +60,7 @@ def load(path: str | Path) -> DenseModel:
         PluginError: a package that the model needs is not installed.
     """
     weights, info = read(path)
-    model = from_header(info, path)
+    model = from_header(info, path, weights)
     load_weights(model, weights, str(path))
     return model.eval()
 
@@ -63,21 +68,12 @@ def load(path: str | Path) -> DenseModel:
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights of the model and the header of a checkpoint; see :func:`load`."""
     file = locate(path)
+    if file.exists() and not file.is_file():  # a pipe or device may never end
+        raise CheckpointError(f"{file}: is not a regular file.")
     try:
-        if file.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(file, "pt") as opened:
-                info = json.loads((opened.metadata() or {}).get("densectx", "null"))
-                weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a mapping
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-            info = content.get("densectx") if isinstance(content, dict) else None
-            state = content.get("state_dict", {}) if isinstance(content, dict) else {}
-            weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file}: cannot be read as a checkpoint: {reason}") from error
+        weights, info = _safetensors(file) if file.suffix == ".safetensors" else _archive(file)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: cannot be read as a checkpoint: {error}{_whole_beside(file)}") from error
     if not isinstance(info, dict) or "format" not in info:
         raise CheckpointError(f"{file}: no checkpoint of densectx (it does not say what model its weights belong to).")
     if not isinstance(info["format"], int) or info["format"] > FORMAT:
@@ -86,6 +82,34 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f" {__version__}, which reads formats up to {FORMAT}: update densectx."
         )
     return weights, info
+
+
+def _archive(file: Path) -> tuple[dict[str, Tensor], Any]:
+    content = load_archive(file)
+    info = content.get("densectx") if isinstance(content, dict) else None
+    state = content.get("state_dict", {}) if isinstance(content, dict) else {}
+    return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}, info
+
+
+def _safetensors(file: Path) -> tuple[dict[str, Tensor], Any]:
+    from safetensors import safe_open
+
+    try:
+        check_header(file)
+        with safe_open(file, "pt") as opened:
+            info = json.loads((opened.metadata() or {}).get("densectx", "null"))
+            return {key: opened.get_tensor(key) for key in opened.keys()}, info  # noqa: SIM118 - not a mapping
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors raises many kinds for a damaged file
+        raise CheckpointError(str(error).partition("\n")[0] or type(error).__name__) from error
+
+
+def _whole_beside(file: Path) -> str:
+    """The end of a refusal: the newest whole checkpoint of the same run, if there is one."""
+    others = (other for other in newest_first(file.parent) if other != file.resolve() and not damage(other))
+    found = next(others, None) if file.suffix == ".ckpt" else None
+    return f" The newest whole one of this run is {found}." if found else ""
 
 
 def locate(path: str | Path) -> Path:
@@ -100,6 +124,9 @@ def locate(path: str | Path) -> Path:
             for file in (path / "checkpoints" / name, path / name):
                 if file.exists():
                     return file
+        for folder in (path / "checkpoints", path):  # a kill came between the first file and its link
+            if files := newest_first(folder):
+                return files[0]
         raise CheckpointError(f"{path}: a folder without checkpoints/best.ckpt or last.ckpt.")
     if path.exists():
         return path
@@ -115,48 +142,42 @@ def locate(path: str | Path) -> Path:
     raise CheckpointError(f"{path}: no such file, run folder or model name.{known}")
 
 
-def from_header(info: Mapping[str, Any], path: str | Path) -> DenseModel:
-    """Build the model that a header describes, with fresh weights."""
-    for distribution, needed in info.get("plugins", {}).items():
+def from_header(info: Mapping[str, Any], path: str | Path, weights: Mapping[str, Tensor] | None = None) -> DenseModel:
+    """Build the model that a header describes, with fresh weights; the ones of the file, if given, bound its size.
+
+    Raises:
+        CheckpointError: it cannot be built, or is far larger than the weights.
+        PluginError: a package that it needs is not installed.
+    """
+    try:
+        _check_plugins(info.get("plugins") or {}, path)
+        config = dict(info["model"])
+        sources = {key: SourceInfo.from_config(value) for key, value in config.pop("sources", {}).items()}
+        # the weights follow: a file or download that the run started from is not needed again
+        if isinstance(config.get("backbone"), Mapping):
+            config["backbone"] = {k: v for k, v in config["backbone"].items() if k not in ("weights", "pretrained")}
+        with nullcontext() if weights is None else Budget(weights.values()):
+            return DenseModel.from_config(config, sources)
+    except PluginError:
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its model cannot be built by densectx {__version__}: {error}") from error
+    except Exception as error:  # what is written in a damaged header may be anything
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise CheckpointError(f"{path}: its header describes no model ({reason}).") from error
+
+
+def _check_plugins(needed: Mapping[str, str], path: str | Path) -> None:
+    for distribution, release in needed.items():
         try:
             version(distribution)
         except PackageNotFoundError:
             raise PluginError(
-                f"{path}: the model needs {distribution} {needed}, which is not installed: pip install {distribution}."
+                f"{path}: the model needs {distribution} {release}, which is not installed: pip install {distribution}."
                 " Its weights can be had without it: densectx.checkpoint.to_safetensors."
             ) from None
-    config = dict(info["model"])
-    sources = {key: SourceInfo.from_config(value) for key, value in config.pop("sources", {}).items()}
-    # the weights follow: a file or download that the run started from is not needed again
-    if isinstance(config.get("backbone"), Mapping):
-        config["backbone"] = {k: v for k, v in config["backbone"].items() if k not in ("weights", "pretrained")}
-    try:
-        return DenseModel.from_config(config, sources)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: its model cannot be built by densectx {__version__}: {error}") from error
-
-
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str) -> None:
-    """Load weights strictly.
-
-    Raises:
-        CheckpointError: missing, unexpected or differently shaped tensors, grouped.
-    """
-    own = module.state_dict()
-    if any(k not in weights for k in own) and own.keys() <= spread(module, weights).keys():
-        raise CheckpointError(
-            f"{path}: its norm layers are not those of this model, which has a copy for each kind of input"
-            " (model.norm: per_input); start from the file with init_from, which fills the copies."
-        )
-    groups = {
-        "missing": [k for k in own if k not in weights],
-        "unexpected": [k for k in weights if k not in own],
-        "of another shape": [k for k in own if k in weights and own[k].shape != weights[k].shape],
-    }
-    if any(groups.values()):
-        said = [f"{len(v)} {k} ({', '.join(v[:4])}{', ...' if v[4:] else ''})" for k, v in groups.items() if v]
-        raise CheckpointError(f"{path}: the weights do not fit the model: {'; '.join(said)}.")
-    module.load_state_dict(dict(weights))
 
 
 def init_from(model: DenseModel, path: str | Path) -> str:
@@ -176,8 +197,8 @@ def init_from(model: DenseModel, path: str | Path) -> str:
     model.load_state_dict(taken, strict=False)
     fresh, left = [k for k in own if k not in taken], [k for k in weights if k not in taken]
     said = f"init_from {path}: {len(taken)} of {len(own)} tensors taken"
-    said += f"; fresh: {', '.join(_prefixes(fresh))}" if fresh else ""
-    return said + (f"; not used: {', '.join(_prefixes(left))}" if left else "")
+    said += f"; fresh: {', '.join(parts_of(fresh))}" if fresh else ""
+    return said + (f"; not used: {', '.join(parts_of(left))}" if left else "")
 
 
 def save_safetensors(model: DenseModel, path: str | Path, config: Mapping[str, Any] | None = None) -> None:
@@ -203,11 +224,6 @@ def to_safetensors(path: str | Path, out: str | Path) -> None:
     weights, info = read(path)
     tensors = {key: value.contiguous() for key, value in weights.items()}
     save_file(tensors, out, metadata={"densectx": json.dumps(info)})
-
-
-def _prefixes(keys: list[str]) -> list[str]:
-    """The parts that keys belong to: three names of a task, two of the rest."""
-    return sorted({".".join(key.split(".")[: 3 if key.startswith("tasks.") else 1]) for key in keys})
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], Any]]:

@@ -1,62 +1,40 @@
-"""Writing checkpoints: whole files only, the best and the last by relative links."""
+"""When checkpoints are written, and which are the best: a callback; the files are those of ``checkpoint_io``."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
 import pytorch_lightning as pl
-import torch
-from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from densectx.errors import ConfigError, unknown
+from densectx.checkpoint_files import StepFiles, sweep, temporary_of
+from densectx.checkpoint_io import refusal
+from densectx.errors import ConfigError, StorageError, unknown
 from densectx.module import DenseModule
-
-
-@final
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, then renames: a kill or a full disk never leaves half a file under a good name.
-
-    Lightning's own way goes through ``$TMPDIR``, which on clusters is another file system: the move is a copy there.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write, fsync, rename, fsync the folder."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+from densectx.say import warn
 
 
 @final
 class Checkpoints(Checkpoint):
     """``step-N.ckpt`` after every validation and at the end, ``last.ckpt`` and ``best.ckpt`` as relative links.
 
-    One is added to every ``fit`` unless the config lists one under ``trainer.callbacks``.
+    One is added to every ``fit`` unless the config lists one under ``trainer.callbacks``. It is called after every
+    callback that is no checkpoint, so averages of the weights (EMA) have their update of a step before it is saved.
+    Averages that are updated by epoch are not: that is after the epoch's last file.
 
     Args:
         folder: where, null for ``checkpoints`` in the run folder; made when the first file is written.
         every_n_steps: also after every so many optimizer steps, null for not.
-        keep: newest files to keep beside the best one, at least 2.
+        keep: newest files to keep beside those that links lead to, at least 2.
         monitor: logged metric that ``best`` follows, null for the mean over tasks of the relative change of each
             task's own metric since the first validation.
         mode: whether the monitored metric is to rise or fall.
+        best_of_tasks: also ``best-<task>.ckpt`` by each task's own metric, where there is more than one task.
+        on_error: what follows when a file cannot be written: ``stop`` ends every rank with status 8, ``warn`` goes
+            on training and tries again when the next save is due.
     """
 
     def __init__(
@@ -66,6 +44,8 @@ class Checkpoints(Checkpoint):
         keep: int = 2,
         monitor: str | None = None,
         mode: Literal["max", "min"] = "max",
+        best_of_tasks: bool = False,
+        on_error: Literal["stop", "warn"] = "stop",
     ) -> None:
         super().__init__()
         if keep < 2 or mode not in ("max", "min") or (every_n_steps is not None and every_n_steps < 1):
@@ -73,14 +53,27 @@ class Checkpoints(Checkpoint):
                 f"checkpoints: keep {keep} must be at least 2, every_n_steps {every_n_steps} positive or null,"
                 f" mode {mode!r} max or min."
             )
-        self.folder = Path(folder or "checkpoints")
-        self.every_n_steps, self.keep, self.monitor, self.mode = every_n_steps, keep, monitor, mode
-        self.best_value, self.best_step, self.saved_step = -math.inf, -1, -1
+        if on_error not in ("stop", "warn"):
+            raise ConfigError(f"checkpoints: on_error {on_error!r} must be stop or warn.")
+        self.files = StepFiles(Path(folder or "checkpoints"), keep)
+        self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
+        self.best_of_tasks, self.on_error = best_of_tasks, on_error
+        self.saved_step = -1
+        self.best: dict[str, tuple[float, int]] = {}  # {link: (value, step)}; values only rise
         self.first: dict[str, float] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A relative folder is one of the run."""
-        self.folder = Path(trainer.default_root_dir) / self.folder
+        self.files.folder = Path(trainer.default_root_dir) / self.files.folder
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See that the folder can be written; mend the links of a run that was killed between file and link.
+
+        Raises:
+            StorageError: on every rank, if the first cannot write there.
+        """
+        if failure := self._on_first_rank(trainer, self._prepare):
+            raise StorageError(failure)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,27 +85,33 @@ class Checkpoints(Checkpoint):
         """
         step, every = trainer.global_step, self.every_n_steps
         if step != self.saved_step and (_ends(trainer) or (every and step and step % every == 0)):
-            self._save(trainer)
+            self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save, and move ``best`` if the value rose."""
+        """Save, and move the ``best`` links whose values rose."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not isinstance(pl_module, DenseModule):
             return
-        value = self.value({k: float(v) for k, v in trainer.callback_metrics.items()}, pl_module)
-        better = value > self.best_value or self.best_step < 0
-        if better:
-            self.best_value, self.best_step = value, trainer.global_step
-        self._save(trainer)  # also where the step is saved: the file has to know this validation
-        if better and trainer.is_global_zero:
-            link(self.folder / "best.ckpt", f"step-{trainer.global_step}.ckpt")
-            self._prune()
+        before, metrics = dict(self.best), {k: float(v) for k, v in trainer.callback_metrics.items()}
+        values = {"best": self.value(metrics, pl_module)}
+        if self.best_of_tasks and len(pl_module.model.tasks) > 1:
+            values |= {f"best-{key}": now * sign for key, (now, sign) in task_values(metrics, pl_module).items()}
+        risen = [name for name, value in values.items() if name not in before or value > before[name][0]]
+        self.best |= {name: (values[name], trainer.global_step) for name in risen}
+        # saved also where the step is saved: the file has to know this validation
+        if not self.save(trainer, risen):
+            self.best = before
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save where another callback ends the run after the epoch."""
+        if trainer.should_stop and trainer.global_step != self.saved_step:
+            self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end if something else than the step count ended the run; ``best`` is the last without validation."""
+        """Save the end if nothing did; ``best`` is the last without validation."""
         if trainer.global_step != self.saved_step:
-            self._save(trainer)
-        if self.best_step < 0 and trainer.is_global_zero:
-            link(self.folder / "best.ckpt", f"step-{trainer.global_step}.ckpt")
+            self.save(trainer)
+        if "best" not in self.best:
+            self._on_first_rank(trainer, lambda: self.files.point("best", trainer.global_step))
 
     def value(self, metrics: Mapping[str, float], module: DenseModule) -> float:
         """What ``best`` maximises.
@@ -126,41 +125,99 @@ class Checkpoints(Checkpoint):
             now = metrics[self.monitor]  # NaN where nothing was measured, which is never the best
             return -math.inf if math.isnan(now) else now * (1 if self.mode == "max" else -1)
         changes = []
-        for key in module.model.tasks:
-            score = module.model.task(key).score
-            now = metrics.get(f"val/{key}/{score.metric}", math.nan)
-            if math.isfinite(now):
-                first = self.first.setdefault(key, now)
-                changes.append((now - first) / max(abs(first), 1e-12) * (1 if score.higher_is_better else -1))
+        for key, (now, sign) in task_values(metrics, module).items():
+            first = self.first.setdefault(key, now)
+            changes.append((now - first) / max(abs(first), 1e-12) * sign)
         return sum(changes) / len(changes) if changes else -math.inf
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        file = self.folder / f"step-{trainer.global_step}.ckpt"
-        self.saved_step = trainer.global_step
-        trainer.save_checkpoint(file, False)  # everything, not weights alone; every rank: it is a collective
-        if not trainer.is_global_zero:
-            return
-        link(self.folder / "last.ckpt", file.name)
-        self._prune()
+    def save(self, trainer: pl.Trainer, best: Sequence[str] = ()) -> bool:
+        """Write the file of this step, then the links; a collective, so every rank calls it.
 
-    def _prune(self) -> None:
-        # files of later steps are there after going on from an older one; they are replaced when their step comes
-        files = [file for file in self.folder.glob("step-*.ckpt") if _step(file) <= self.saved_step]
-        best = self.folder / "best.ckpt"
-        target = best.resolve().name if best.exists() else ""
-        for file in sorted(files, key=_step)[: -self.keep]:
-            if file.name != target:
-                file.unlink()
+        Args:
+            trainer: inside its training loop, after an optimizer step.
+            best: names of links that lead to this file now.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            StorageError: on every rank, if it could not be and ``on_error`` is ``stop``.
+        """
+        step = self.saved_step = trainer.global_step  # in the file as well; a failed step is not tried again
+        failure = ""
+        try:
+            trainer.save_checkpoint(self.files.path(step), False)  # everything, not weights alone
+        except StorageError as error:  # of the first rank, the only one that writes
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others are
+            failure = str(error)
+
+        def links(failure: str = failure) -> None:
+            if failure:
+                raise StorageError(failure)
+            self.files.written(step)
+            for name in best:
+                self.files.point(name, step)
+            if best:
+                self.files.prune(step)  # what they led to before
+
+        failure = self._on_first_rank(trainer, links)
+        if not failure:
+            return True
+        if self.on_error == "stop":
+            raise StorageError(failure)
+        warn(f"step {step} is not saved, training goes on: {failure}")
+        return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``best`` means so far."""
-        state = {"best_value": self.best_value, "best_step": self.best_step, "saved_step": self.saved_step}
-        return {**state, "first": dict(self.first)}
+        """What the ``best`` links mean so far."""
+        best = {name: list(found) for name, found in self.best.items()}
+        value, step = best.pop("best", [-math.inf, -1])
+        state = {"best_value": value, "best_step": step, "saved_step": self.saved_step}
+        return {**state, "first": dict(self.first), "best_of_tasks": best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.best_value, self.best_step = state_dict["best_value"], state_dict["best_step"]
+        """The inverse of :meth:`state_dict`; the file that it comes from is whole."""
+        self.best = {name: (value, step) for name, (value, step) in state_dict.get("best_of_tasks", {}).items()}
+        if state_dict["best_step"] >= 0:
+            self.best["best"] = (state_dict["best_value"], state_dict["best_step"])
         self.saved_step, self.first = state_dict["saved_step"], dict(state_dict["first"])
+        self.files.good.add(self.saved_step)
+
+    def _prepare(self) -> None:
+        """Make the folder ready, on the first rank."""
+        folder = self.files.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        probe = temporary_of(folder / "probe.ckpt")
+        try:
+            probe.write_bytes(b"")
+        finally:
+            probe.unlink(missing_ok=True)
+        for name, (_, step) in self.best.items():
+            self.files.point(name, step)
+
+    def _on_first_rank(self, trainer: pl.Trainer, action: Callable[[], None]) -> str:
+        """What an action failed with on the first rank, empty if it did not; the same on every rank."""
+        failure = ""
+        if trainer.is_global_zero:
+            try:
+                action()
+            except StorageError as error:
+                failure = str(error)
+            except OSError as error:
+                failure = refusal(Path(error.filename or self.files.folder), error)
+        return str(trainer.strategy.broadcast(failure))
+
+
+def task_values(metrics: Mapping[str, float], module: DenseModule) -> dict[str, tuple[float, int]]:
+    """{task: (its own metric, 1 if it is to rise or -1)} of those that were measured."""
+    found = {}
+    for key in module.model.tasks:
+        score = module.model.task(key).score
+        now = metrics.get(f"val/{key}/{score.metric}", math.nan)
+        if math.isfinite(now):
+            found[key] = (now, 1 if score.higher_is_better else -1)
+    return found
 
 
 def _ends(trainer: pl.Trainer) -> bool:
@@ -169,15 +226,3 @@ def _ends(trainer: pl.Trainer) -> bool:
         return True
     last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
     return bool(trainer.should_stop or (last_epoch and trainer.is_last_batch))
-
-
-def _step(file: Path) -> int:
-    return int(file.stem.partition("-")[2])
-
-
-def link(path: Path, target: str) -> None:
-    """Point a relative symbolic link at a file of the same folder, atomically."""
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(path)

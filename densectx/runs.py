@@ -6,6 +6,7 @@ import os
 from itertools import count
 from pathlib import Path
 
+from densectx.checkpoint_files import steps
 from densectx.errors import StorageError
 
 _SHARED = "DENSECTX_RUN"  # Lightning's launcher starts the other ranks with this process's environment
@@ -43,5 +44,5 @@ def first_rank() -> bool:
 
 def newest(root: Path, name: str) -> Path | None:
     """The newest run of a config that has a checkpoint."""
-    folders = [f for f in (root / name).glob("*") if f.name.isdecimal() and (f / "checkpoints" / "last.ckpt").exists()]
+    folders = [f for f in (root / name).glob("*") if f.name.isdecimal() and steps(f / "checkpoints")]
     return max(folders, key=lambda f: int(f.name), default=None)
