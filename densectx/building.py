@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, final
 
 import pytorch_lightning as pl
+import torch
 from jsonargparse import set_parsing_settings
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, LRSchedulerCallable, OptimizerCallable
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
+from torch.distributed import is_torchelastic_launched
 
 from densectx.callbacks import Pictures, ScoreTable
-from densectx.checkpointing import AtomicCheckpointIO, Checkpoints
+from densectx.checkpoint_io import AtomicCheckpointIO
+from densectx.checkpointing import Checkpoints
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError
-from densectx.loggers import MetricsFile
+from densectx.loggers import MetricsFile, TensorBoard, quiet_writers
 from densectx.model import DenseModel
 from densectx.model_names import Named, check_classes
 from densectx.module import DenseModule
 from densectx.registry import allowed_imports
+from densectx.resilience.guards import FiniteGuard
+from densectx.resilience.preemption import Preemption
+from densectx.resilience.replicas import Replicas
+from densectx.resilience.watchdog import Watchdog, collective_timeout
 from densectx.types import SourceInfo
 
 # Classes that a config may name by class_path: what is built from there runs, so the list is closed.
@@ -45,7 +53,7 @@ def build_module(
     norm: str = "batch",
     ablate: str | None = None,
     lr_scheduler: LRSchedulerCallable | None = None,
-    balancing: str = "fixed",
+    balancing: Any = "fixed",
     freeze: list[str] | None = None,
     cache_features: str | None = None,
     param_groups: list[dict[str, Any]] | None = None,
@@ -66,7 +74,8 @@ def build_module(
             become.
         ablate: trunk_zero feeds the heads zeros instead of features.
         lr_scheduler: class_path and init_args, stepped every optimizer step.
-        balancing: fixed or uncertainty.
+        balancing: fixed, uncertainty, dwa, famo, gradnorm, pcgrad, mgda, imtl_g, upgrad or nash_mtl, or
+            {name: gradnorm, alpha: 1.5}; {name: fixed, watch: true} measures how the gradients of tasks agree.
         freeze: names of modules that are not trained.
         cache_features: folder where the features of a frozen backbone and projection are kept.
         param_groups: list of {match: pattern on parameter names, lr: ...}; the first that matches counts.
@@ -81,7 +90,7 @@ def build_module(
         DenseModel.from_config(config, sources),
         optimizer,
         lr_scheduler,
-        balancing=balancing,
+        balancing=balancing or "fixed",
         seed=seed,
         freeze=freeze or (),
         cache_features=cache_features,
@@ -146,6 +155,22 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         )
 
 
+def _several(trainer: Mapping[str, Any]) -> bool:
+    """Whether plain DDP is what the config or, where it leaves that open, the number of processes asks for."""
+    strategy, devices = trainer.get("strategy") or "auto", trainer.get("devices") or "auto"
+    if strategy != "auto":
+        return bool(strategy == "ddp")
+    here = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 0
+    if devices in ("auto", -1, "-1") and trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
+        here = torch.cuda.device_count()
+    return here > 1 or (trainer.get("num_nodes") or 1) > 1 or is_torchelastic_launched()
+
+
+def _listed(kind: type[pl.Callback], given: Sequence[str]) -> bool:
+    """Whether the config lists a callback of that class itself."""
+    return any(path.endswith(f".{kind.__name__}") for path in given)
+
+
 def instantiate(
     config: Mapping[str, Any], folder: Path, command: str, base: Named | None = None
 ) -> tuple[pl.Trainer, DenseModule, DataModule]:
@@ -165,20 +190,24 @@ def instantiate(
     values["trainer"].setdefault("use_distributed_sampler", False)  # ours counts every sample once
     values["trainer"].setdefault("num_sanity_val_steps", 0)
     values["trainer"]["default_root_dir"] = str(folder)
-    callbacks: list[pl.Callback] = [ScoreTable()]
+    callbacks: list[pl.Callback] = [Watchdog(), ScoreTable()]
     _check_trainer(values["trainer"])
     listed = values["trainer"].get("callbacks") or []
     listed = listed if isinstance(listed, list) else [listed]
     given = [str(spec.get("class_path") if isinstance(spec, Mapping) else spec) for spec in listed]
     loggers: list[Any] = []
     if command == "fit" and values["trainer"].get("logger", True) not in (False, None):
-        loggers = [TensorBoardLogger(folder, name="", version=""), MetricsFile(folder / "metrics.csv")]
+        quiet_writers()
+        loggers = [TensorBoard(folder), MetricsFile(folder / "metrics.csv")]
         callbacks.append(LearningRateMonitor("step"))
     if command == "fit":
         if not any(path.endswith(".Pictures") for path in given):
             callbacks.append(Pictures())
         if values["trainer"].get("enable_checkpointing", True) and not any(p.endswith("Checkpoints") for p in given):
             callbacks.append(Checkpoints())
+        callbacks += [kind() for kind in (Replicas, FiniteGuard) if not _listed(kind, given)]
+    if not _listed(Preemption, given):
+        callbacks.append(Preemption())  # after averages of weights, which the config lists
     extra: dict[str, Any] = {}
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
         if isinstance(values["trainer"].get(key), int):  # jsonargparse would make 1 batch 1.0, all of them
@@ -186,6 +215,9 @@ def instantiate(
     if values["trainer"].get("logger", True) is True:
         values["trainer"].pop("logger", None)
         extra["logger"] = loggers or False
+    if _several(values["trainer"]):
+        values["trainer"].pop("strategy", None)
+        extra["strategy"] = DDPStrategy(timeout=timedelta(seconds=collective_timeout()))
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed_packages())
     # every refusal of jsonargparse is raised instead of printed with fifty lines of usage
     parser = {"exit_on_error": False}

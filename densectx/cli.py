@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "a run as one HTML file: curves, scores, best and worst pictures",
     "inspect": "what a model sees and costs: fields, multiply-adds, coverage, shifts; pictures",
     "doctor": "whether this machine, and the cluster around it, can train",
+    "shard": "the data of a config as tar shards with an index: few large files",
     "lint": "look the data of a config over before hours of training",
     "list": "what is registered: backbones, contexts, heads, tasks, datasets, losses, models",
     "show": "origin, options and documentation of one registered name",
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 2 config or usage, 3 data, 4 checkpoint, 5 plug-in, 6 numeric,
-        7 distributed, 8 storage, 9 out of memory, 130 interrupted, 1 a bug.
+        7 distributed or timeout, 8 storage, 9 out of memory, 130 interrupted, 143 preempted, 1 a bug.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -73,6 +74,10 @@ def _run(arguments: list[str]) -> int:
     elif command == "--version":
         sys.stdout.write(f"densectx {densectx.__version__}\n")
     elif command in ("fit", "validate", "test"):
+        if command == "fit":
+            importlib.import_module("densectx.resilience.lock").refuse_held(
+                rest
+            )  # at once, not after torch is imported
         return int(importlib.import_module("densectx.training").main(command, rest))
     elif command == "predict":
         return int(importlib.import_module("densectx.inference.command").main(_without_debug(rest)))
@@ -86,6 +91,8 @@ def _run(arguments: list[str]) -> int:
         return int(importlib.import_module("densectx.report.command").main(_without_debug(rest)))
     elif command == "inspect":
         return int(importlib.import_module("densectx.inspection.command").main(_without_debug(rest)))
+    elif command == "shard":
+        return int(importlib.import_module("densectx.shard").main(_without_debug(rest)))
     elif command == "lint":
         return int(importlib.import_module("densectx.lint").main(_without_debug(rest)))
     elif command == "doctor":

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,12 +17,14 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from packaging.requirements import InvalidRequirement, Requirement
 from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from densectx.arguments import TOP_LEVEL, Takes, split_arguments
+from densectx.arguments import TOP_LEVEL, Arguments, Takes, split_arguments
 from densectx.building import allowed_packages, build_module, instantiate
 from densectx.checkpoint import init_from, load_weights, locate, read
 from densectx.classpaths import check_class_paths
 from densectx.config import Composed, check_keys, compose, dump
+from densectx.data import fingerprint
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError, DataError, PluginError, StorageError
 from densectx.model import DenseModel
@@ -30,7 +32,13 @@ from densectx.precision import native_precision
 from densectx.registry import allow_import
 from densectx.report.build import write_report
 from densectx.report.environment import record
-from densectx.runs import newest, run_folder
+from densectx.resilience.failures import explained
+from densectx.resilience.lock import NAME as LOCK
+from densectx.resilience.lock import locked
+from densectx.resilience.preemption import MARK, Preempted
+from densectx.resilience.watchdog import expect_ranks, trained
+from densectx.resuming import newest_whole, refuse_changes
+from densectx.runs import first_rank, newest, run_folder
 from densectx.typecheck import describe, fits
 from densectx.usage import help_text
 
@@ -81,7 +89,11 @@ def main(command: str, argv: Sequence[str]) -> int:
     fresh = command == "fit" and run is None
     folder = run_folder(root, name) if fresh else run or root
     source = options.get("--resume") if command == "fit" else options.get("--ckpt_path")
+    data: DataModule | None = None
+    held = ExitStack()
     try:
+        if command == "fit":
+            held.enter_context(locked(folder))
         trainer, module, data = instantiate(config, folder, command, composed.base)
         checkpoint = _checkpoint(
             command, source, run, config, module.model, arguments.options.get("--allow-changed", [])
@@ -89,26 +101,46 @@ def main(command: str, argv: Sequence[str]) -> int:
         if command == "fit":
             if config.get("init_from") and checkpoint is None:
                 rank_zero_info(init_from(module.model, config["init_from"]))
+            listed = fingerprint.take(data.datasets) if checkpoint is None else _same_data(folder, data, arguments)
             if trainer.is_global_zero:
                 (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+                fingerprint.write(folder, listed)
+                (folder / MARK).unlink(missing_ok=True)
                 record(folder, trainer.strategy.root_device, trainer.world_size)
             rank_zero_info(f"Run folder: {folder}")
+            expect_ranks(trainer)
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            if trainer.is_global_zero and "--no-report" not in options:
+            if said := _nothing_trained(trainer):
+                rank_zero_info(f"Nothing was trained: {said}.")
+            elif trainer.is_global_zero and "--no-report" not in options:
                 _report(folder, trainer)
         else:
             if checkpoint:
                 load_weights(module.model, read(checkpoint)[0], str(checkpoint))
             else:
                 rank_zero_info(init_from(module.model, config["init_from"]))
+            expect_ranks(trainer)
             (trainer.validate if command == "validate" else trainer.test)(module, datamodule=data, verbose=False)
+    except Preempted as left:
+        if first_rank():
+            sys.stderr.write(f"densectx: {left}\n")
+        return left.status
+    except SIGTERMException:  # before the handlers of this package were there
+        sys.stderr.write("densectx: SIGTERM before the first step: nothing was saved.\n")
+        return 143
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning shuts down, then exits with 1
             raise KeyboardInterrupt from error
         raise
+    except (RuntimeError, MemoryError) as error:
+        if (known := explained(error, data)) is None:
+            raise
+        raise known from error
     except OSError as error:
         if error.errno not in _STORAGE:
-            raise
+            if (known := explained(error, data)) is None:
+                raise
+            raise known from error
         raise StorageError(f"{error.filename or folder}: cannot be written: {error.strerror}; free space.") from error
     except MisconfigurationException as error:
         raise ConfigError(" ".join(str(error).split())) from error
@@ -117,11 +149,24 @@ def main(command: str, argv: Sequence[str]) -> int:
     except ConfigError as error:
         raise ConfigError(_located(_innermost(str(error)), composed)) from error
     finally:
-        if fresh and folder.exists() and not any(folder.iterdir()):  # refused before anything was written
+        held.close()
+        if fresh and folder.exists() and not any(file.name != LOCK for file in folder.iterdir()):  # refused at once
             with suppress(OSError):  # another rank was faster; other runs of this name
+                (folder / LOCK).unlink(missing_ok=True)
                 folder.rmdir()
                 folder.parent.rmdir()
     return 0
+
+
+def _nothing_trained(trainer: pl.Trainer) -> str:
+    """Why a fit that has ended did not train, empty if it did."""
+    if trainer.limit_train_batches == 0:
+        return "trainer.limit_train_batches is 0"
+    if trained(trainer):
+        return ""
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return f"trainer.max_steps {trainer.max_steps} is reached already"
+    return f"trainer.max_epochs {trainer.max_epochs} is reached already"
 
 
 def _report(folder: Path, trainer: pl.Trainer) -> None:
@@ -247,26 +292,20 @@ def _checkpoint(
         return None if source is None else locate(source)
     if source is None or run is None:
         return None
-    file = run / "checkpoints" / "last.ckpt" if source == "auto" or Path(source).is_dir() else Path(source)
+    file = newest_whole(run) if source == "auto" or Path(source).is_dir() else Path(source)
     weights, info = read(file)
-    changed = [key for key in _differences(info["config"], config) if not any(key.startswith(a) for a in allowed)]
-    if changed:
-        raise ConfigError(
-            f"--resume {source}: the config differs from the run's in {', '.join(changed)};"
-            f" resume with the run's own config, or say --allow-changed {changed[0]} if it is meant."
-        )
+    refuse_changes(source, info["config"], config, allowed)
     load_weights(model, weights, f"--resume {source}: {file}")
     return file
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted key paths whose values differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted({*old, *new}, key=str)
-        absent = object()
-        pairs = ((k, old.get(k, absent), new.get(k, absent)) for k in keys)
-        return [d for k, a, b in pairs for d in _differences(a, b, f"{path}.{k}" if path else str(k))]
-    return [] if old == new else [path]
+def _same_data(folder: Path, data: DataModule, arguments: Arguments) -> fingerprint.Snapshot:
+    """The data of a run that goes on, refused where they are not those that it began with."""
+    allowed = "data" in arguments.options.get("--allow-changed", [])
+    listed, said = fingerprint.compare(folder, data.datasets, allowed=allowed)
+    if said:
+        rank_zero_info(said)
+    return listed
 
 
 def _located(message: str, composed: Composed) -> str:

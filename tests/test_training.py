@@ -95,6 +95,7 @@ def test_resume_auto_starts_fresh_then_goes_on(fit):
     assert weights(run)["global_step"] == 4
 
 
+@pytest.mark.fault("N10")
 def test_checkpoint_rebuilds_the_model_alone(fit, tmp_path):
     run = fit("run", "--trainer.max_steps", "6")
     folder = run / "checkpoints"
@@ -120,6 +121,7 @@ def test_validation_measures_what_the_fit_measured(fit, capsys):
     assert capsys.readouterr().out.strip().splitlines()[-3:] == table
 
 
+@pytest.mark.fault("N11")
 def test_a_task_is_added_to_a_trained_model(fit, capsys):
     first = fit("first", "--trainer.max_steps", "2")
     second = fit(
@@ -160,6 +162,7 @@ def test_what_cannot_work_is_refused(fit, capsys, flag, message):
     assert "Traceback" not in error
 
 
+@pytest.mark.fault("N08")
 def test_bf16_channels_last_and_compile_keep_clean_keys(fit):
     plain = fit("plain", "--trainer.max_steps", "1")
     more = ["--trainer.precision=bf16-mixed", "--model.channels_last=true", "--model.compile=true"]
@@ -168,6 +171,7 @@ def test_bf16_channels_last_and_compile_keep_clean_keys(fit):
     assert densectx.load(fast).predict(torch.rand(3, 8, 8), ["segmentation"])["segmentation"].dtype == torch.float32
 
 
+@pytest.mark.fault("N11")
 def test_damaged_and_foreign_checkpoints_are_refused(fit, tmp_path):
     run = fit("run", "--trainer.max_steps", "1")
     file = run / "checkpoints" / "last.ckpt"

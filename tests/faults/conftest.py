@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 import tomllib
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -128,3 +136,120 @@ def changed():
         return config
 
     return changed
+
+
+class Run:
+    """A run of ``densectx`` on one or several ranks: a process a rank."""
+
+    def __init__(self, server, pids, logs):
+        self.server, self.pids, self.logs = server, pids, logs
+
+    def wait(self, seconds=60):
+        """Exit statuses; negative: the signal that ended it."""
+        until = time.monotonic() + seconds
+        found = [self.server.ask(wait=pid, seconds=max(until - time.monotonic(), 0)) for pid in self.pids]
+        assert None not in found, f"still running after {seconds} s: {found}\n{self.said()}"
+        return found
+
+    def said(self, rank=None):
+        """What it wrote to stdout and stderr."""
+        logs = self.logs if rank is None else self.logs[rank : rank + 1]
+        return "".join(log.read_text() for log in logs if log.exists())
+
+    def until(self, condition, seconds=60):
+        """Wait for a condition on the file system, which the run is at work to fulfil."""
+        end = time.monotonic() + seconds
+        while not condition():
+            ended = [pid for pid in self.pids if not alive(pid)]
+            assert not ended or condition(), f"{ended} ended early\n{self.said()}"
+            assert time.monotonic() < end, f"not within {seconds} s\n{self.said()}"
+            time.sleep(0.01)
+
+    def running(self):
+        """The ranks that have not ended."""
+        return [rank for rank, pid in enumerate(self.pids) if alive(pid)]
+
+    def until_ended(self, rank, seconds):
+        """Wait for the end of a rank."""
+        end = time.monotonic() + seconds
+        while alive(self.pids[rank]):
+            assert time.monotonic() < end, f"rank {rank} still runs after {seconds} s\n{self.said()}"
+            time.sleep(0.01)
+
+    def signal(self, number, *ranks):
+        """Send a signal to some ranks, default all."""
+        for rank in ranks or range(len(self.pids)):
+            os.kill(self.pids[rank], number)
+
+
+WARM = """
+model:
+  backbone: {name: plain, width: 6}
+  projection: {channels: 6}
+  tasks:
+    segmentation: {name: segmentation, source: mosaic}
+    denoising: {name: denoising, source: mosaic, sigma: [0, 50]}
+  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.01}}
+data:
+  sources:
+    mosaic: {name: mosaic, size: 24, length: 10, val_length: 3, batch_size: 4}
+  num_workers: 0
+trainer: {accelerator: cpu, enable_progress_bar: false, logger: false}
+"""  # built once before the others, which then take less time
+
+
+class ForkServer:
+    """Starts runs from one process that has imported everything (``fork_server.py``)."""
+
+    def __init__(self, folder):
+        environment = {k: v for k, v in os.environ.items() if k != "DENSECTX_RUN"} | {"OMP_NUM_THREADS": "1"}
+        (folder / "warm.yaml").write_text(WARM)
+        command = [sys.executable, Path(__file__).with_name("fork_server.py"), "warm.yaml"]
+        pipe = subprocess.PIPE
+        self.folder, self.pids, self.count = folder, [], 0
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=folder)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def ask(self, **question):
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, folder, *arguments, ranks=1, environment=None, of_rank=None):
+        """Start ``densectx`` with arguments (and more of them, or environment, for some ranks: ``of_rank``)."""
+        self.count += 1
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        pids, logs = [], [Path(folder, f"log-{self.count}-{rank}.txt") for rank in range(ranks)]
+        for rank, log in enumerate(logs):
+            more, others = (of_rank or {}).get(rank, ((), {}))
+            own = {"DENSECTX_RUN": ""} | (environment or {}) | others
+            if ranks > 1:  # as Lightning's launcher starts them
+                own = {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | own
+            asked = [*map(str, arguments), *map(str, more)]
+            pids.append(self.ask(start=asked, environment=own, folder=str(folder), log=str(log)))
+        self.pids += pids
+        return Run(self, pids, logs)
+
+    def close(self):
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
+
+def alive(pid):
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory):
+    """Runs without the seconds that imports take; a folder is given with each."""
+    server = ForkServer(tmp_path_factory.mktemp("fork_server"))
+    yield server
+    server.close()

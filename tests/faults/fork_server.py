@@ -1,22 +1,24 @@
 """Forks runs that have imported everything: a fault test starts a hundred in the time that a few imports take.
 
-Reads JSON lines: ``{"start": argv, "environment": {...}, "folder": ..., "log": ...}`` is answered by the number of a new
-process that runs ``densectx`` with these arguments, ``{"wait": pid, "seconds": s}`` by its exit status (negative: the
-signal that ended it), or null if it still runs then.
+The argument is a config, which is built once, since building the first one takes longer than the others. Nothing is
+differentiated here: torch's engine cannot be forked once it has run.
+
+Reads JSON lines: ``{"start": argv, "environment": {...}, "folder": ..., "log": ...}`` is answered by the number of a
+new process that runs ``densectx`` with these arguments, ``{"wait": pid, "seconds": s}`` by its exit status (negative:
+the signal that ended it), or null if it still runs then.
 """
 
 import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 
 import densectx.cli
-import densectx.data.mosaic
-import densectx.tasks.denoising
-import densectx.tasks.segmentation
-import densectx.training
+from densectx.building import instantiate
+from densectx.config import compose
 
 
 def wait(pid, seconds):
@@ -44,6 +46,8 @@ def child(asked):
 
 def main():
     torch.set_num_threads(1)  # threads of a pool would not be there after a fork; one needs no pool
+    _, _, data = instantiate(compose([sys.argv[1]], []).values, Path("warm"), "fit")
+    next(iter(data.val_dataloader()))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:

@@ -53,9 +53,10 @@ class Processes:
         server = Path(__file__).with_name("fork_server.py")
         pipe = subprocess.PIPE
         self.server = subprocess.Popen(
-            [sys.executable, server], stdin=pipe, stdout=pipe, text=True, env=environment, cwd=folder
+            [sys.executable, server, "toy.yaml"], stdin=pipe, stdout=pipe, text=True, env=environment, cwd=folder
         )
-        assert self.server.stdout.readline() == "ready\n"
+        while (line := self.server.stdout.readline()) != "ready\n":
+            assert line, "the server has ended"
 
     def _ask(self, **question):
         self.server.stdin.write(json.dumps(question) + "\n")

@@ -1,0 +1,85 @@
+"""What each rank is at, in a small file a rank, so that those that wait can say for whom. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+FOLDER = "heartbeats"
+"""Below the run folder."""
+
+
+@final
+class Heartbeat:
+    """The file of this rank: ``{rank, pid, host, step, at, time, beat, interval}``, replaced in place.
+
+    Args:
+        folder: of the run, the same for all ranks.
+        rank: this one.
+        interval: seconds between two beats.
+    """
+
+    def __init__(self, folder: Path, rank: int, interval: float) -> None:
+        self.folder, self.interval = folder / FOLDER, interval
+        self.folder.mkdir(exist_ok=True)
+        self.path = self.folder / f"rank-{rank}"
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._said: dict[str, Any] = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "beat": 0}
+        self._said["interval"] = interval
+
+    def beat(self, step: int, at: str, **more: Any) -> None:
+        """Write: the step, what the rank does in it, and e.g. how it ends."""
+        self._said |= {"step": step, "at": at, "time": time.time(), "beat": self._said["beat"] + 1, **more}
+        text = json.dumps(self._said).encode().ljust(1024)
+        os.pwrite(self._file, text, 0)
+
+    def others(self) -> dict[int, dict[str, Any]]:
+        """What the other ranks last wrote."""
+        found = {}
+        for path in self.folder.glob("rank-*"):
+            if path != self.path and (said := _read(path)) is not None:
+                found[int(said["rank"])] = said
+        return found
+
+    def other(self, rank: int) -> dict[str, Any] | None:
+        """What one of them last wrote."""
+        return _read(self.path.with_name(f"rank-{rank}"))
+
+    def close(self, *, remove: bool) -> None:
+        """End, with or without the file."""
+        os.close(self._file)
+        if remove:
+            self.path.unlink(missing_ok=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove the files of a run's ranks; before any of them writes."""
+    for path in (folder / FOLDER).glob("rank-*"):
+        path.unlink(missing_ok=True)
+
+
+def condition(said: Mapping[str, Any], now: float) -> str:
+    """How a rank does by what it last wrote: ``gone``, ``stopped``, ``silent`` or ``alive``."""
+    if said["host"] == socket.gethostname():
+        try:
+            state = Path(f"/proc/{said['pid']}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        except OSError:
+            return "gone"
+        if state in "ZX":
+            return "gone"
+        if state in "Tt":
+            return "stopped"
+    return "silent" if now - said["time"] > 3 * said["interval"] + 1 else "alive"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, or just being written
+        return None
+    return found if isinstance(found, dict) else None
