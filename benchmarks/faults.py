@@ -1,6 +1,6 @@
 """Inject faults and keep how each ended: ``benchmarks/results/faults.json``.
 
-    python benchmarks/faults.py [ID ...] [--slow]
+    python benchmarks/faults.py [ID ...] [--soak]
     python benchmarks/faults.py --readme
 
 A row of ``faults.yaml`` is proven by the tests marked ``@pytest.mark.fault("ID")``. Rows that are run replace their
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = known()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("ids", nargs="*", metavar="ID", help="rows to run, default all")
-    parser.add_argument("--slow", action="store_true", help="tests of minutes as well")
+    parser.add_argument("--soak", action="store_true", help="tests of minutes and hours as well")
     parser.add_argument("--readme", action="store_true", help="only rewrite the README's table")
     given = parser.parse_args(arguments)
     if unknown := sorted(set(given.ids) - set(rows)):
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_readme(rows)
         return 0
     wanted = given.ids or list(rows)
-    recorder = Recorder(set(wanted), slow=given.slow)
+    recorder = Recorder(set(wanted), soak=given.soak)
     # rows are chosen by the recorder, not by the marker expression of pyproject.toml
     pytest.main(["-q", "-m", "", "--rootdir", str(ROOT), *(str(ROOT / folder) for folder in TESTS)], [recorder])
-    command = shlex.join(["python", "benchmarks/faults.py", *given.ids, *(["--slow"] if given.slow else [])])
+    command = shlex.join(["python", "benchmarks/faults.py", *given.ids, *(["--soak"] if given.soak else [])])
     fresh = {id_: recorder.row(id_, rows[id_]["class"], command, commit()) for id_ in wanted}
     save(fresh)
     for row in fresh.values():
@@ -84,8 +84,8 @@ class Recorder:
     ``record_property("evidence", text)``; a test without is one fault.
     """
 
-    def __init__(self, wanted: set[str], *, slow: bool) -> None:
-        self.wanted, self.slow = wanted, slow
+    def __init__(self, wanted: set[str], *, soak: bool) -> None:
+        self.wanted, self.soak = wanted, soak
         self.found: dict[str, _Found] = defaultdict(_Found)
         self._ids: dict[str, set[str]] = {}
 
@@ -93,7 +93,7 @@ class Recorder:
         """Keep the tests of the wanted rows."""
         for item in items:
             ids = {id_ for mark in item.iter_markers("fault") for id_ in mark.args[:1]} & self.wanted
-            if ids and (self.slow or item.get_closest_marker("slow") is None):
+            if ids and (self.soak or item.get_closest_marker("slow") is None):
                 self._ids[item.nodeid] = ids
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in self._ids])
         items[:] = [item for item in items if item.nodeid in self._ids]

@@ -592,7 +592,7 @@ def test_training_goes_on_at_every_step(tmp_path):
         first = fit(tmp_path, DataModule(SOURCES, num_workers=0), max_steps=10, callbacks=[SaveAt(step, path)])
         assert first.seen == whole.seen[: len(first.seen)]
         state = torch.load(path, weights_only=True)
-        assert state["DataModule"] == {"steps": step}
+        assert state["DataModule"]["steps"] == step
         rest = fit(tmp_path, DataModule(SOURCES, num_workers=0), ckpt=path, max_steps=10)
         assert rest.seen == whole.seen[step:], step
 
@@ -615,7 +615,7 @@ def test_workers_and_checkpoints_between_epochs(tmp_path):
 def test_a_state_without_a_trainer():
     module = DataModule(SOURCES, num_workers=0)
     batches = list(module.train_dataloader())
-    assert module.state_dict() == {"steps": 0}
+    assert module.state_dict() == {"steps": 0, "ranks": 1, "batch_sizes": {"s": 2, "t": 3}}
     module.load_state_dict({"steps": 2})
     assert equal(next(iter(module.train_dataloader())), batches[2])
 

@@ -87,10 +87,10 @@ def test_outcomes_are_those_of_the_tests(run):
 def test_a_rerun_replaces_its_rows_only(run):
     run()
     _, before = run("I01")
-    done, after = run("I08", "--slow")
+    done, after = run("I08", "--soak")
     assert done.returncode == 0, done.stderr
     assert after["I08"]["outcome"] == "passed"
-    assert after["I08"]["command"].endswith("faults.py I08 --slow")
+    assert after["I08"]["command"].endswith("faults.py I08 --soak")
     assert {k: v for k, v in after.items() if k != "I08"} == {k: v for k, v in before.items() if k != "I08"}
     assert list(after) == list(before), "the order of the file"
 
