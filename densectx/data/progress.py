@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from typing import Final, final
 
@@ -48,6 +49,18 @@ class Progress:
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """Loader processes go on when their run is told to save and leave (signals to a whole process group)."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    """Loader processes go on when their run is told to save and leave (signals to a whole process group).
+
+    SIGTERM ends one only if it comes from the run, which ends those that did not hear that they are not needed: torch's
+    iterator cannot tell them where it is collected as part of a cycle, as after an error.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that start from here on inherit it
+    threading.Thread(target=_end_by_the_run, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_by_the_run(run: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)

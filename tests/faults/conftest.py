@@ -21,6 +21,7 @@ import yaml
 
 from densectx import training
 from densectx.config import COLLECTIONS
+from densectx.data import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "(base)"  # where an overlay keeps the config that it is merged behind
@@ -38,6 +39,7 @@ def fit(tmp_path, monkeypatch):
         raise Started
 
     monkeypatch.setattr(pl.Trainer, "fit", start)
+    monkeypatch.setattr(fingerprint, "take", start)  # lists the files of the data right before that
     for project in sorted((ROOT / "plugins").glob("*/pyproject.toml")):
         _install(tomllib.loads(project.read_text())["project"], project.parent, tmp_path / "site", monkeypatch)
 
