@@ -86,12 +86,17 @@ class Processes:
 
     def run(self, *arguments, ranks=1):
         """To the end, which is a good one."""
-        log = self.folder / "log.txt"
-        log.unlink(missing_ok=True)
+        self.run_all([arguments], ranks=ranks)
+
+    def run_all(self, commands, ranks=1):
+        """Several at a time."""
         more = ["--trainer.devices", ranks, "--trainer.strategy", "ddp"] if ranks > 1 else []
-        pids = self.start(*arguments, *more, ranks=ranks)
-        statuses = [self.wait(pid) for pid in pids]
-        assert statuses == [0] * ranks, log.read_text()[-3000:]
+        logs = [f"log-{number}.txt" for number in range(len(commands))]
+        for log in logs:
+            (self.folder / log).unlink(missing_ok=True)
+        started = [self.start(*c, *more, ranks=ranks, log=log) for c, log in zip(commands, logs, strict=True)]
+        for pids, log in zip(started, logs, strict=True):
+            assert [self.wait(pid) for pid in pids] == [0] * ranks, (self.folder / log).read_text()[-3000:]
 
     def close(self):
         for pid in self.running:
@@ -153,12 +158,15 @@ def resumes_exactly(processes, steps, ranks=1, **options):
     processes.run("fit", "-c", "toy.yaml", "--name", f"whole-{name}", "--no-report", *flags(**options), ranks=ranks)
     whole = processes.folder / "runs" / f"whole-{name}" / "0"
     end = state(whole, 25)
-    for step in steps:
-        run = processes.folder / "runs" / f"part-{name}" / str(step)
-        stopped_after(whole, step, run)
-        processes.run("fit", "--resume", run, "--no-report", ranks=ranks)
-        assert differences(end, state(run, 25)) == [], (name, step)
-        shutil.rmtree(run)
+    together = 2 // ranks  # processes at a time
+    for some in (steps[i : i + together] for i in range(0, len(steps), together)):
+        runs = {step: processes.folder / "runs" / f"part-{name}" / str(step) for step in some}
+        for step, run in runs.items():
+            stopped_after(whole, step, run)
+        processes.run_all([("fit", "--resume", run, "--no-report") for run in runs.values()], ranks=ranks)
+        for step, run in runs.items():
+            assert differences(end, state(run, 25)) == [], (name, step)
+            shutil.rmtree(run)
     shutil.rmtree(whole)
     return len(steps)
 
