@@ -47,10 +47,11 @@ def explained(error: BaseException, data: DataModule | None) -> DensectxError | 
         )
     reading = f" It was reading: {'; '.join(data.reading())}." if data and data.reading() else ""
     if found := _KILLED.search(text):
+        signal = text.partition("killed by signal: ")[2].strip(" .")  # not always told
         return DataError(
-            f"loader process {found.group(1)} ended unexpectedly ({text.partition('killed by signal: ')[2] or text})."
-            f"{reading} The system kills processes when memory runs out (see dmesg): fewer data.num_workers or smaller"
-            " batches take less; data.num_workers 0 shows errors of the reader itself."
+            f"loader process {found.group(1)} ended unexpectedly{f' ({signal})' if signal else ''}.{reading} The system"
+            " kills processes when memory runs out (see dmesg): fewer data.num_workers or smaller batches take less;"
+            " data.num_workers 0 shows errors of the reader itself."
         )
     if "DataLoader timed out" in text:
         limit = f"{data.timeout:g} s (data.timeout)" if data else "its time"

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.xdist_group("processes")  # one at a time: they measure how long things take
+
 CONFIG = """
 model:
   backbone: {name: plain, width: 6}
