@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -108,6 +109,8 @@ def main(command: str, argv: Sequence[str]) -> int:
                 (folder / MARK).unlink(missing_ok=True)
                 record(folder, trainer.strategy.root_device, trainer.world_size)
             rank_zero_info(f"Run folder: {folder}")
+            # what is logged is summed over ranks already
+            warnings.filterwarnings("ignore", "It is recommended to use `self.log")
             expect_ranks(trainer)
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if said := _nothing_trained(trainer):
