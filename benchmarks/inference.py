@@ -198,7 +198,7 @@ def huge(folder: Path, side: int) -> dict[str, Any]:
     """A picture larger than memory, in a process of its own."""
     save_safetensors(denoiser(8, 1), folder / "gray.safetensors")
     rng, tile = np.random.default_rng(0), 512
-    count = -((-side // tile) ** 2)
+    count = (-(-side // tile)) ** 2
     parts = (rng.integers(0, 256, (tile, tile), np.uint8) for _ in range(count))
     tifffile.imwrite(
         folder / "huge.tif", parts, shape=(side, side), dtype=np.uint8, tile=(tile, tile), photometric="minisblack"

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from densectx.errors import CheckpointError
+from densectx.errors import CheckpointError, brief
 from densectx.seal import check_seal
 
 DIRECTORY = 16 << 20  # bytes of an archive's table of contents: about 160,000 tensors
@@ -121,7 +121,7 @@ def why(error: Exception) -> str:
     """One line for people about a file that torch does not load; torch's own names ways around its protection."""
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         return "it is damaged, or holds pickled objects or code beside tensors and plain values; it is not opened."
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return brief(error) or type(error).__name__
 
 
 def check_header(path: Path) -> None:
@@ -146,7 +146,7 @@ def _check(file: BinaryIO) -> bool:
     except (CheckpointError, OSError):
         raise
     except Exception as error:  # zipfile raises many kinds for a damaged file
-        raise CheckpointError(f"it is damaged: {error}.") from error
+        raise CheckpointError(f"it is damaged: {brief(error)}.") from error
     if bad:
         raise CheckpointError(f"it is damaged: the checksum of its part {bad!r} is wrong.")
     return sealed

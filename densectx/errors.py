@@ -97,3 +97,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence for an unknown name: what, the nearest known one, and all that are known."""
     names = sorted(known)
     return f"unknown {kind} {name!r}{suggest(name, names)} Known: {', '.join(names) or 'none'}."
+
+
+def brief(error: object, most: int = 200) -> str:
+    """What another library says of a damaged file as part of a sentence: its first line, and not all of a long one."""
+    text = str(error).strip().partition("\n")[0]
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -90,6 +90,11 @@ def test_multiply_adds_of_a_context_and_heads():
     assert found.total.macs == sum(part.macs for part in found.parts.values())
 
 
+def test_a_denoiser_that_is_told_the_level_has_a_cost():
+    tasks = {"denoising": {"name": "denoising", "source": "s", "sigma": [0, 50], "head": "decoder"}}
+    assert cost(model_of(**tasks), (16, 16)).parts["tasks.denoising"].macs > 0
+
+
 def test_a_shared_pass_is_counted_once():
     tasks = {key: {"name": "denoising", "source": "s", "head": "linear"} for key in ("a", "b")}
     one, two = cost(model_of(**tasks), (16, 16), ["a"]), cost(model_of(**tasks), (16, 16))

@@ -17,7 +17,7 @@ from tifffile import TiffFile, TiffPage
 
 from densectx.data.blob import Blob, Source, size_of, stream, suffix_of
 from densectx.data.limits import check_size
-from densectx.errors import DataError
+from densectx.errors import DataError, brief
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of a file is in our one message
 
@@ -25,6 +25,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF 6.0 and BigTIFF
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2  # TIFF 6.0, PhotometricInterpretation
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # TIFF 6.0, ExtraSamples
 _LZMA = 34925
+_REDUCED = 64  # pages beside those of the image that are looked through: smaller copies of it
 _UNPACK: dict[int, Callable[[], Any]] = {  # TIFF's number of a compression -> one that stops where it is told to
     8: zlib.decompressobj,
     32946: zlib.decompressobj,
@@ -106,14 +107,16 @@ def _opened(path: Source) -> Iterator[None]:
     except OSError as error:
         if error.strerror:
             raise DataError(f"{path}: cannot be opened: {error.strerror}.") from None
-        raise DataError(f"{path}: damaged or truncated ({error}); replace the file.") from None
+        raise DataError(f"{path}: damaged or truncated ({brief(error)}); replace the file.") from None
     except Exception as error:  # decoders raise nearly anything on damaged files
         if "imagecodecs" in str(error):
             raise DataError(
-                f"{path}: its compression needs a package more ({error}): pip install imagecodecs,"
+                f"{path}: its compression needs a package more ({brief(error)}): pip install imagecodecs,"
                 " or store it uncompressed or with deflate."
             ) from None
-        raise DataError(f"{path}: damaged or truncated ({type(error).__name__}: {error}); replace the file.") from error
+        raise DataError(
+            f"{path}: damaged or truncated ({type(error).__name__}: {brief(error)}); replace the file."
+        ) from error
 
 
 def _npy(path: Source, channels: Collection[int]) -> Stored:
@@ -154,10 +157,12 @@ def _tiff(path: Source, channels: Collection[int]) -> Stored:
         _check_page(path, first)
         pages = [first]
         for number, other in enumerate(map(_page, tiff.pages)):
+            if number > max(channels) + _REDUCED:  # a damaged file may lead in circles for ever
+                raise DataError(f"{path}: has more than {number} frames or pages; expected one image a file.")
             if number == 0 or other.is_reduced:
                 continue
-            if number > max(channels) + 64 or len(channels) > 1:
-                raise DataError(f"{path}: has {len(tiff.pages)} frames or pages; expected one image a file.")
+            if len(channels) > 1:
+                raise DataError(f"{path}: has more than one frame or page; expected one image a file.")
             if other.shaped != first.shaped or other.dtype != first.dtype:
                 raise DataError(
                     f"{path}: page {number + 1} is {_shape(other)} but page 1 is {_shape(first)}; pages that are"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from densectx.data.blob import Source, stream
 from densectx.data.limits import MAX_PIXELS, check_size
-from densectx.errors import DataError
+from densectx.errors import DataError, brief
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 """Pillow's names of the formats that are read."""
@@ -80,7 +80,7 @@ def opened(path: Source) -> Iterator[ImageFile.ImageFile]:
     except OSError as error:
         if error.strerror:  # of the file system: missing, a folder, no permission
             raise DataError(f"{path}: cannot be opened: {error.strerror}.") from None
-        raise DataError(f"{path}: damaged or truncated ({error}); replace the file.") from None
+        raise DataError(f"{path}: damaged or truncated ({brief(error)}); replace the file.") from None
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); replace the file.") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, Final, final
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from densectx.data.arrays import kind_of
 from densectx.data.limits import MAX_PIXELS
-from densectx.errors import DataError
+from densectx.errors import DataError, brief
 
 WINDOWED_FROM: Final = MAX_PIXELS
 """Pixels from which a file is read by windows: what the reader of whole pictures refuses."""
 
 _KEPT: Final = 1 << 26  # bytes of decoded parts that are kept: a row of tiles is wanted by several windows
+_PAGES: Final = 64  # that are looked through: the picture and smaller copies of it
 _PART: Final = 1 << 28  # bytes of the largest part (tile or strip) that is decoded
 
 
@@ -50,7 +52,9 @@ class WindowedFile:
         except DataError:
             raise
         except Exception as error:  # decoders raise nearly anything on damaged files
-            raise DataError(f"{path}: damaged or truncated ({type(error).__name__}: {error}); replace it.") from error
+            raise DataError(
+                f"{path}: damaged or truncated ({type(error).__name__}: {brief(error)}); replace it."
+            ) from error
         self.shape, self.dtype = self._parts.shape, self._parts.dtype
         if self.shape[0] not in wanted:
             raise DataError(f"{path}: has {self.shape[0]} channels, expected {' or '.join(map(str, wanted))}.")
@@ -78,7 +82,7 @@ class WindowedFile:
         except DataError:
             raise
         except Exception as error:
-            raise DataError(f"{self.path}: damaged or truncated ({type(error).__name__}: {error}).") from error
+            raise DataError(f"{self.path}: damaged or truncated ({type(error).__name__}: {brief(error)}).") from error
         if self.range is None and self.dtype.kind == "u":
             return torch.from_numpy(stored.astype(np.float32) / np.float32(np.iinfo(self.dtype).max))
         low, high = self.range or (0.0, 1.0)
@@ -144,7 +148,10 @@ class _NpyParts(_Parts):
 class _TiffParts(_Parts):
     def __init__(self, path: Path) -> None:
         self._tiff = TiffFile(path)
-        pages = [page for page in self._tiff.pages if not getattr(page, "is_reduced", False)]
+        some = list(islice(self._tiff.pages, _PAGES + 1))  # a damaged file may lead in circles for ever
+        if len(some) > _PAGES:
+            raise DataError(f"{path}: has more than {_PAGES} pages; by windows a TIFF of one page is read.")
+        pages = [page for page in some if not getattr(page, "is_reduced", False)]
         page = pages[0]
         if len(pages) != 1 or not isinstance(page, TiffPage):
             raise DataError(f"{path}: has {len(pages)} pages; by windows a TIFF of one page is read.")

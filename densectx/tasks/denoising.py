@@ -188,8 +188,8 @@ def _level(name: str, value: float | Tensor | None, high: float, image: Tensor) 
         raise ConfigError(f"denoising needs the noise level of the image: {name} is not given.")
     number = value if isinstance(value, Tensor) else torch.full((), float(value), device=image.device)
     level = number.to(image.device, torch.float32).expand(image.shape[0]).view(-1, 1, 1, 1)
-    # a graph that is being exported has no numbers to check
-    if not torch.compiler.is_compiling() and not bool(((level >= 0) & (level <= high)).all()):
+    # a graph that is being exported has no numbers to check, nor has a picture that is only a shape
+    if not (torch.compiler.is_compiling() or level.is_meta) and not bool(((level >= 0) & (level <= high)).all()):
         raise ConfigError(
             f"denoising: {name} is {value}, expected 0 to {high:g}, or a negative number to have it estimated"
             " (--set denoising.sigma=25, options={'denoising.sigma': 25})."
