@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -399,6 +400,10 @@ def test_damaged_large_files_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "nan.tif", np.full((64, 64), np.nan, np.float32), tile=(16, 16))
     with pytest.raises(DataError, match="not finite"):
         WindowedFile(tmp_path / "nan.tif").read(slice(0, 8), slice(0, 8))
+    with pytest.raises(
+        DataError, match=r"pages-in-circles\.tif: has more than 64 pages"
+    ):  # found by benchmarks/fuzz.py
+        WindowedFile(Path(__file__).with_name("fixtures") / "pages-in-circles.tif")
     tifffile.imwrite(tmp_path / "pages.tif", np.zeros((4, 64, 64), np.uint8), photometric="minisblack")
     with pytest.raises(DataError, match="pages"):
         WindowedFile(tmp_path / "pages.tif")
