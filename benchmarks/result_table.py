@@ -1,0 +1,139 @@
+"""``benchmarks/README.md`` from the files of ``benchmarks/results`` and the tables of ``benchmarks/targets.yaml``.
+
+Every figure in the layout of ``benchmarks/results.py`` is printed: those that a table names there, all others below,
+so that what was tried and did not help stays. Numbers that are held against each other are rounded to two decimals,
+as published ones are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from omegaconf import OmegaConf
+from record import RESULTS
+
+README = Path(__file__).parent / "README.md"
+TARGETS = Path(__file__).parent / "targets.yaml"
+HEAD = ("result", "data", "metric", "value", "must", "aim", "reached", "parameters", "MAC / pixel", "steps", "minutes")
+
+Results = Mapping[str, Mapping[str, Any]]
+
+INTRO = """# Results
+
+Written by `python benchmarks/results.py readme` from `benchmarks/results/*.json`, not by hand. A row's file also has
+its config, seed, commit, machine, learning curve and, for segmentation, the IoU of each class. `must` and `aim` are
+what was to be reached (`benchmarks/targets.yaml`); `not run` means that there is no result yet. Parameters are those
+of the whole model, multiply-adds (MAC) those of one task for a pixel of its input image, minutes those of the whole
+training with its validations. The data are for research use; no picture of them is in this repository.
+"""
+
+
+def write_readme(results: Path = RESULTS, targets: Path = TARGETS, readme: Path = README) -> None:
+    """Write the page."""
+    found: dict[str, Mapping[str, Any]] = {}
+    others: dict[str, str] = {}
+    for file in sorted(results.glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and {"metric", "value", "macs_per_pixel"} <= content.keys():
+            found[file.stem] = content
+        elif isinstance(content, dict) and "command" in content:
+            others[file.stem] = content["command"]
+    page, named = [INTRO], set()
+    for table in OmegaConf.to_container(OmegaConf.load(targets)):  # type: ignore[union-attr]  # a list of mappings
+        rows = [shared(row, found) if "share" in row else compared(row, found) for row in table["rows"]]
+        names = [row["result"] for row in table["rows"] if "result" in row]
+        named |= set(names)
+        page += [
+            f"## {table['title']}\n",
+            f"{fill(table['note'].strip(), 120)}\n",
+            *lines(HEAD, rows),
+            "",
+            *commands(names, found),
+        ]
+    if rest := [name for name in found if name not in named]:
+        page += ["## Everything else that was measured\n", *lines(HEAD, [compared({"result": n}, found) for n in rest])]
+        page += ["", *commands(rest, found)]
+    if others:
+        page += [
+            "## Other measurements\n",
+            *lines(("file", "command"), [(f"`{n}.json`", f"`{c}`") for n, c in others.items()]),
+        ]
+    readme.write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
+
+
+def compared(row: Mapping[str, Any], results: Results) -> list[str]:
+    """A result beside its targets."""
+    result = results.get(row["result"])
+    must, aim = _bounds(row, results)
+    names = [name and f" ({name})" for name in row.get("of", ["", ""])]
+    told = ["-" if bound is None else f"{bound:.2f}{name}" for bound, name in zip((must, aim), names, strict=True)]
+    if result is None:
+        return [row["result"], "", "", "not run", *told, "not run", "", "", "", ""]
+    sizes = [f"{result['parameters'] / 1000:.0f} K", f"{result['macs_per_pixel'] / 1000:.0f} K"]
+    spent = [str(result["steps"]), f"{result['wall_s'] / 60:.0f}"]
+    data = [result["data"], result["metric"], f"**{result['value']:.{_digits(result)}f}**"]
+    return [row["result"], *data, *told, reached(row, result, must, aim), *sizes, *spent]
+
+
+def reached(row: Mapping[str, Any], result: Mapping[str, Any], must: float | None, aim: float | None) -> str:
+    """What a result has reached, in words; empty where nothing was to be."""
+    if row.get("elsewhere"):
+        return "of another split"
+    if must is None:
+        return "" if "must_from" not in row else "not run"  # what it is held against
+    over = [f"{key} above {most}" for key, most in row.get("within", {}).items() if result[key] > most]
+    if over:
+        return f"no: {', '.join(over)}"
+    value = round(result["value"], 2)
+    if value < round(must, 2):
+        return f"no, {value - must:+.2f}"
+    return "must and aim" if aim is not None and value >= round(aim, 2) else "must"
+
+
+def shared(row: Mapping[str, Any], results: Results) -> list[str]:
+    """Multiply-adds of some results in percent of those of others."""
+    name, bound = "multiply-adds, in percent of the single tasks'", f"{row['must']:.2f} at most"
+    if any(one not in results for one in (*row["share"], *row["of"])):
+        return [name, "", "", "not run", bound, "-", "not run", "", "", "", ""]
+    ours, theirs = (sum(results[one]["macs_per_pixel"] for one in row[key]) for key in ("share", "of"))
+    share = 100 * ours / theirs
+    return [name, "", "", f"**{share:.1f}**", bound, "-", "must" if share <= row["must"] else "no", "", "", "", ""]
+
+
+def commands(names: Sequence[str], results: Results) -> list[str]:
+    """A list of which command gave which results."""
+    by_command: dict[str, list[str]] = {}
+    for name in names:
+        if name in results:
+            result = results[name]
+            told = f"`{result['command']}` (seed {result['seed']}, commit {result['commit'][:7]}, {_device(result)})"
+            by_command.setdefault(told, []).append(name)
+    listed = [f"- {', '.join(f'`{name}`' for name in some)}: {told}" for told, some in by_command.items()]
+    return [*listed, ""] if listed else []
+
+
+def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _bounds(row: Mapping[str, Any], results: Results) -> tuple[float | None, float | None]:
+    """Must and aim of a row, None where there is none, or no result yet that it is taken from."""
+    if "must_from" not in row:
+        return row.get("must"), row.get("aim")
+    sources = row["must_from"]["results"]
+    if any(one not in results for one in sources):
+        return None, None
+    return max(results[one]["value"] for one in sources) + row["must_from"]["plus"], None
+
+
+def _digits(result: Mapping[str, Any]) -> int:
+    return 4 if result["metric"] == "ssim" else 2
+
+
+def _device(result: Mapping[str, Any]) -> str:
+    return str(result["machine"].get("device") or "unknown machine")
