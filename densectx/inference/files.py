@@ -142,7 +142,11 @@ def check_inside(root: Path, names: Iterable[str]) -> None:
     checked: set[Path] = set()
     for name in names:
         target = root / name
-        if target.parent not in checked and Path(os.path.realpath(target.parent)) != target.parent:
+        try:
+            straight = target.parent in checked or Path(os.path.realpath(target.parent)) == target.parent
+        except OSError:  # it changes while it is looked at
+            straight = False
+        if not straight:
             raise _link_on_the_way(target)
         checked.add(target.parent)
         if target.is_symlink():

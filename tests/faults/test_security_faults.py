@@ -765,8 +765,9 @@ def test_a_folder_that_turns_into_a_link_and_back(model, tmp_path, monkeypatch, 
         thread.join()
     statuses = [entry["status"] for entry in json.loads((work / "out/summary.json").read_text())["inputs"]]
     assert swaps, "it has happened"
-    assert set(statuses) <= {"done", "failed"}
-    assert status == (3 if "failed" in statuses else 0)
+    # a folder that is gone between two looks is an error of storage, which ends the run
+    assert set(statuses) <= {"done", "failed", *(["started"] if status == 8 else [])}
+    assert status == 8 or status == (3 if "failed" in statuses else 0)
     assert list(elsewhere.iterdir()) == []
     record_property("count", swaps)
     record_property("evidence", f"{swaps} swaps, {statuses.count('failed')} of {len(statuses)} pictures refused")
