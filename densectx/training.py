@@ -27,7 +27,7 @@ from densectx.classpaths import check_class_paths
 from densectx.config import Composed, check_keys, compose, dump
 from densectx.data import fingerprint
 from densectx.data.module import DataModule
-from densectx.errors import ConfigError, DataError, PluginError, StorageError
+from densectx.errors import ConfigError, DataError, DensectxError, PluginError, StorageError
 from densectx.model import DenseModel
 from densectx.precision import native_precision
 from densectx.registry import allow_import
@@ -135,10 +135,6 @@ def main(command: str, argv: Sequence[str]) -> int:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning shuts down, then exits with 1
             raise KeyboardInterrupt from error
         raise
-    except (RuntimeError, MemoryError) as error:
-        if (known := explained(error, data)) is None:
-            raise
-        raise known from error
     except OSError as error:
         if error.errno not in _STORAGE:
             if (known := explained(error, data)) is None:
@@ -151,6 +147,12 @@ def main(command: str, argv: Sequence[str]) -> int:
         raise DataError(_innermost(str(error))) from error
     except ConfigError as error:
         raise ConfigError(_located(_innermost(str(error)), composed)) from error
+    except DensectxError:
+        raise
+    except Exception as error:  # the death of a loader process may come wrapped in anything
+        if (known := explained(error, data)) is None:
+            raise
+        raise known from error
     finally:
         held.close()
         if fresh and folder.exists() and not any(file.name != LOCK for file in folder.iterdir()):  # refused at once

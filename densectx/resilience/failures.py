@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import resource
+from collections.abc import Iterator
 from traceback import extract_tb
 from types import TracebackType
 
@@ -23,6 +24,13 @@ _NONDETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementat
 _KILLED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those behind it: torch's signal handler raises anywhere, also where others catch what they can."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def explained(error: BaseException, data: DataModule | None) -> DensectxError | None:
     """The same as an error that says what to do; None for what is not known.
 
@@ -30,6 +38,7 @@ def explained(error: BaseException, data: DataModule | None) -> DensectxError | 
         error: as it was raised.
         data: knows what its loader processes were reading.
     """
+    error = next((one for one in _chain(error) if _KILLED.search(str(one))), error)
     if isinstance(error, DensectxError):
         return error
     text = " ".join(str(error).split())
