@@ -255,7 +255,7 @@ def fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 # published
 
 # Hops are not published with the efficiencies: 10 and 50 us are usual for such networks. The ring and its 10 us were
-# chosen with Horovod's efficiencies in view (log2 N hops of 30 us said 81 % for VGG-16 on 512), so its rows are no test.
+# chosen with Horovod's efficiencies in view (log2 N hops of 30 us said 81 % for VGG-16 on 512): its rows are no test.
 _ROCE = Cluster("4 Pascal GPUs a machine, 25 Gbit/s RoCE", 4, 10e9, 25e9 / 8, 1e-5, ring=True)
 _BIG_BASIN = Cluster("8 P100 a machine, 50 Gbit/s Ethernet", 8, 20e9, 50e9 / 8, 5e-5)
 _HOROVOD = "horovod.readthedocs.io, benchmarks (batch 64)"
