@@ -240,7 +240,8 @@ def killed_until_done(processes, name, steps, kills, seed, ranks):
         if victim is not None and status is None:
             os.kill(victim, signal.SIGKILL)
             done += 1
-        ended = [processes.wait(pid, 60 if victim is None else 15) if pid in processes.running else 0 for pid in pids]
+        # a rank whose other is killed before they have met waits for it for DENSECTX_START_TIMEOUT, here 20 s
+        ended = [processes.wait(pid, 60 if victim is None else 40) if pid in processes.running else 0 for pid in pids]
         assert None not in ended, (
             f"an orphan after {done} kills: {(processes.folder / f'{name}.txt').read_text()[-2000:]}"
         )
