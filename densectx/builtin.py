@@ -33,6 +33,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     "heads": {
         "decoder": "densectx.heads.decoder:Decoder",
         "linear": "densectx.heads.linear:Linear",
+        "pyramid": "densectx.heads.pyramid:Pyramid",
+        "sub_pixel": "densectx.heads.sub_pixel:SubPixel",
         "upsample": "densectx.heads.linear:Upsample",
     },
     "tasks": {

@@ -71,6 +71,11 @@ MODELS = {
     "denoising, blind": (denoising(sigma=[0, 50], blind=True),),
     "denoising, told": (denoising(sigma=[0, 50]),),
     "denoising, trunk told": (denoising(sigma=[0, 50]), MASKS, {"name": "plain", "width": 4, "in_channels": 4}),
+    "denoising, unshuffled": (
+        {"denoising": {"name": "denoising", "sigma": [0, 50], "head": "sub_pixel"}},
+        MASKS,
+        {"name": "plain", "width": 4, "in_channels": 4, "unshuffle": 2},
+    ),
     "denoising, poisson": (denoising(sigma=[0, 50], noise="poisson_gaussian", gain=[0, 0.05]),),
     "denoising, gray": (denoising(sigma=[0, 50]), GRAY),
     "sr, x2 post": (sr(scale=2),),

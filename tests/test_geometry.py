@@ -459,6 +459,13 @@ MODELS = {
     "decoder": lambda: model_of(
         {"t": {"name": "denoising", "source": "s", "sigma": [0, 50]}}, {"name": "dilated_resnet18", "levels": 2}
     ),
+    "pyramid": lambda: model_of(
+        {"t": {**SEGMENT, "head": {"name": "pyramid", "width": 4}}}, {"name": "dilated_resnet18", "levels": 2}
+    ),
+    "unshuffled": lambda: model_of(
+        {"t": {"name": "super_resolution", "source": "s", "scale": 3, "head": "sub_pixel"}},
+        {"name": "plain", "unshuffle": 2},
+    ),
     "enlargement": lambda: model_of({"t": {"name": "super_resolution", "source": "s", "scale": 3}}),
     "enlarged before": lambda: model_of(
         {"t": {"name": "super_resolution", "source": "s", "scale": 2, "upsampling": "pre"}}

@@ -32,6 +32,8 @@ TASKS = {
     "segmentation": {"name": "segmentation", "source": "x"},
     "denoising": {"name": "denoising", "source": "x", "sigma": [0, 50], "head": DECODER},
     "sr": {"name": "super_resolution", "source": "x", "scale": 3, "head": DECODER},
+    "clean": {"name": "denoising", "source": "x", "sigma": 25, "head": "sub_pixel"},
+    "shuffled": {"name": "super_resolution", "source": "x", "scale": 3, "head": "sub_pixel"},
     "pre": {"name": "super_resolution", "source": "x", "scale": 2, "upsampling": "pre", "head": DECODER},
     "colour": {"name": "colorization", "source": "x", "head": DECODER},
 }
@@ -69,6 +71,7 @@ PLAIN = {"name": "plain", "width": 6}
 SMALL = {
     "plain, all tasks": (lambda: build(PLAIN, TASKS), 1),
     "plain, gray": (lambda: build({**PLAIN, "in_channels": 1}, ["denoising", "sr"], channels=1), 1),
+    "unshuffled": (lambda: build({**PLAIN, "unshuffle": 2}, ["clean", "shuffled"]), 2),
     "stride 2": (lambda: build({"name": "timm", "model": "resnet18", "levels": 1, "output_stride": 8}, ["sr"]), 2),
     "stride 4": (
         lambda: build({"name": "timm", "model": "resnet18", "levels": 2, "output_stride": 8}, ["sr", "denoising"]),
