@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from densectx.errors import ConfigError
 from densectx.heads.base import Head
-from densectx.nn.precision import full
-from densectx.nn.resize import bicubic, upsample
+from densectx.heads.correction import corrected, zero_
+from densectx.nn.resize import upsample
 from densectx.types import Feature
 
 
@@ -64,8 +64,7 @@ class Decoder(Head):
         self.exit = nn.Conv2d(width, out_channels * scale**2, 3, padding=1)
         self.shuffle = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
         if residual:
-            nn.init.zeros_(self.exit.weight)
-            nn.init.zeros_(self.exit.bias)  # type: ignore[arg-type]  # Conv2d's bias is typed Optional; it is there
+            zero_(self.exit)
 
     def forward(self, features: Sequence[Tensor], x: Tensor) -> Tensor:
         """See :class:`Head`."""
@@ -76,4 +75,4 @@ class Decoder(Head):
         for conv in self.full:
             y = conv(y).relu_()
         y = cast("Tensor", self.shuffle(self.exit(y)))
-        return full(y) + bicubic(full(x[:, : y.shape[1]]), up=self.scale) if self.residual else y
+        return corrected(y, x, self.scale) if self.residual else y

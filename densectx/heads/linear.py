@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from densectx.errors import ConfigError
 from densectx.heads.base import Head
+from densectx.heads.correction import corrected, zero_
 from densectx.nn.precision import full
-from densectx.nn.resize import bicubic, deconvolution, log_interp_map, upsample
+from densectx.nn.resize import deconvolution, log_interp_map, upsample
 from densectx.types import Feature
 
 
@@ -43,13 +44,12 @@ class Linear(Head):
         self.dropout = nn.Dropout2d(dropout)
         self.conv = nn.Conv2d(features[-1].channels, out_channels, 1)
         if residual:
-            nn.init.zeros_(self.conv.weight)
-            nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # Conv2d's bias is typed Optional; it is there
+            zero_(self.conv)
 
     def forward(self, features: Sequence[Tensor], x: Tensor) -> Tensor:
         """See :class:`Head`."""
         y = upsample(self.conv(self.dropout(features[-1])), self.factor)
-        return full(y) + bicubic(full(x[:, : y.shape[1]]), up=self.scale) if self.residual else y
+        return corrected(y, x, self.scale) if self.residual else y
 
 
 @final

@@ -8,8 +8,7 @@ from typing import final
 from torch import Tensor, nn
 
 from densectx.heads.base import Head
-from densectx.nn.precision import full
-from densectx.nn.resize import bicubic
+from densectx.heads.correction import corrected, zero_
 from densectx.types import Feature
 
 
@@ -36,10 +35,9 @@ class SubPixel(Head):
         self.exit = nn.Conv2d(features[-1].channels, out_channels * factor**2, 3, padding=1)
         self.shuffle = nn.PixelShuffle(factor)
         if residual:
-            nn.init.zeros_(self.exit.weight)
-            nn.init.zeros_(self.exit.bias)  # type: ignore[arg-type]  # Conv2d's bias is typed Optional; it is there
+            zero_(self.exit)
 
     def forward(self, features: Sequence[Tensor], x: Tensor) -> Tensor:
         """See :class:`Head`."""
         y: Tensor = self.shuffle(self.exit(features[-1]))
-        return full(y) + bicubic(full(x[:, : y.shape[1]]), up=self.scale) if self.residual else y
+        return corrected(y, x, self.scale) if self.residual else y
