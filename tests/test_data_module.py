@@ -506,6 +506,15 @@ def test_a_source_without_one_good_file_ends_the_run(broken, tmp_path):
             list(module.train_dataloader())
 
 
+def test_the_reason_is_given_by_a_process_that_found_no_bad_file_itself(broken, tmp_path):
+    data = DataModule(broken, num_workers=0, on_corrupt="skip").train_dataloader().dataset
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"no image")
+    for _ in range(2):  # the second finds every flag set, as a process does whose sibling was faster
+        with pytest.raises(DataError, match=r"none of 6 samples can be read. .*\.png: not a readable"):
+            data[("f", 0, 0)]
+
+
 def test_skipping_works_in_spawned_workers(broken):
     module = DataModule(broken, num_workers=0, on_corrupt="skip")
     loader = module.train_dataloader()

@@ -36,7 +36,6 @@ class Corrupt:
             DataError: none can be read.
         """
         dataset, bad = self._datasets[source], self._bad[source]
-        reason = ""
         for place in range(index, index + len(bad)):
             found = place % len(bad)
             if bad[found]:
@@ -44,10 +43,13 @@ class Corrupt:
             try:
                 return found, dataset[found]
             except DataError as error:
-                reason = str(error)
                 bad[found] = True
-                _warn(f"{source}: {_named(dataset.name(found), reason)} Skipped (data.on_corrupt).")
-        raise DataError(f"data.sources.{source}: none of {len(bad)} samples can be read. {reason}".rstrip())
+                _warn(f"{source}: {_named(dataset.name(found), str(error))} Skipped (data.on_corrupt).")
+        try:  # once more for the reason: other loader processes may have found every one of them
+            return index, dataset[index]
+        except DataError as error:
+            reason = _named(dataset.name(index), str(error))
+            raise DataError(f"data.sources.{source}: none of {len(bad)} samples can be read. {reason}") from error
 
     def names(self) -> dict[str, list[str]]:
         """What was skipped so far by this rank: ``{source: [names]}``, without sources that are sound."""
