@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--flags", default="", help="more flags of densectx fit, one text")
     given = parser.parse_args()
     arms = {f"{task} alone": [f"--model.tasks.{other}=null" for other in SCORES if other != task] for task in SCORES}
-    arms |= {method: balanced(method) for method in given.methods}
+    arms |= {method: balanced(method, given.steps) for method in given.methods}
     arms["trunk zeroed"] = ["--model.ablate=trunk_zero"]
     rows: list[dict[str, Any]] = []
     for seed in given.seeds:
@@ -65,9 +65,11 @@ def main() -> int:
     return 0
 
 
-def balanced(method: str) -> list[str]:
-    """Flags of a method; the others are watched, so that every report has the panel of conflicts."""
+def balanced(method: str, steps: int) -> list[str]:
+    """Flags of a method; those without a Gram matrix are watched, so that every report has the panel of conflicts."""
     options = "" if method in ("pcgrad", "mgda", "imtl_g", "upgrad", "nash_mtl", "gradnorm") else ", watch: true"
+    if method == "dwa":  # two means must be known before it does anything
+        options += f", every: {max(1, min(100, steps // 10))}"
     return [f"--model.balancing={{name: {method}{options}}}"]
 
 
