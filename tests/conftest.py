@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # before torch is imported, here and in the processes that tests start: threads of several small processes on few cores
 # spin against each other, which is many times slower than one thread each
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# how long an example takes depends on what else the machine does
+settings.register_profile("densectx", deadline=None)
+settings.load_profile("densectx")
 
 MODULE = '''
 class Task:
@@ -20,6 +26,17 @@ class Task:
     def __init__(self, features, weight: float = 1.0, mode="a"):
         self.given = (features, weight, mode)
 '''
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """Function that finds a TCP port that nothing listens at."""
+
+    def free_port():
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            return server.getsockname()[1]
+
+    return free_port
 
 
 @pytest.fixture

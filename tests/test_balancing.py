@@ -466,10 +466,16 @@ def opposed(features, in_channels, info, source, weight: float = 1.0):
     return task
 
 
-def test_planted_conflict_is_on_the_panel(tmp_path, monkeypatch):
+@pytest.fixture
+def opposed_task():
+    TASKS_REGISTRY.register("test-opposed")(opposed)
+    yield
+    TASKS_REGISTRY.unregister("test-opposed")
+
+
+def test_planted_conflict_is_on_the_panel(tmp_path, monkeypatch, opposed_task):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DENSECTX_RUN", "")
-    TASKS_REGISTRY.register("test-opposed")(opposed)
     (tmp_path / "c.yaml").write_text(CONFIG)
     assert main(["fit", "-c", "c.yaml"]) == 0
     with (tmp_path / "runs" / "c" / "0" / "metrics.csv").open() as file:
@@ -486,10 +492,9 @@ def test_planted_conflict_is_on_the_panel(tmp_path, monkeypatch):
     assert "least \N{MINUS SIGN}" in figure[: figure.index("</figure>")]
 
 
-def test_a_run_goes_on_exactly_with_its_balancing(tmp_path, monkeypatch):
+def test_a_run_goes_on_exactly_with_its_balancing(tmp_path, monkeypatch, opposed_task):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DENSECTX_RUN", "")
-    TASKS_REGISTRY.register("test-opposed")(opposed)
     (tmp_path / "c.yaml").write_text(CONFIG)
     flags = ["--model.balancing", "{name: gradnorm, lr: 0.1}", "--trainer.accumulate_grad_batches=2", "--no-report"]
     flags += ["--trainer.log_every_n_steps=2", "--data.steps_per_epoch=4"]

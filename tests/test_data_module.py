@@ -369,11 +369,11 @@ def run_rank(rank, world, port, spec, workers, path):
     torch.save(recorder.batches, path / f"{world}-{rank}.pt")
 
 
-def test_two_ranks_and_any_number_of_workers_mix_the_same(tmp_path):
+def test_two_ranks_and_any_number_of_workers_mix_the_same(tmp_path, free_port):
     """CutMix reads samples that another rank or worker has; still each sample is the same to the bit."""
     half = {"s": {**MIXED["s"], "batch_size": 2}}
     run_rank(0, 1, 0, MIXED, 0, tmp_path)
-    port = 20_000 + (os.getpid() + 7) % 20_000
+    port = free_port()
     multiprocessing.start_processes(run_rank, (2, port, half, 0, tmp_path), nprocs=2, start_method="spawn")
     one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert len(one) == len(two[0]) == len(two[1]) == 5

@@ -1,7 +1,6 @@
 """Two gloo processes give the gradients of one process with the same global batch."""
 
 import os
-import socket
 import subprocess
 import sys
 import warnings
@@ -140,15 +139,12 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both(tmp_path_factory, free_port):
     """{case: gradients of the steps} by one process, and by two."""
     folder = tmp_path_factory.mktemp("ddp")
     one, two = folder / "one.pt", folder / "two.pt"
     run(0, 1, 0, one)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = multiprocessing.start_processes(run, (2, port, two), nprocs=2, start_method="spawn", join=False)
+    started = multiprocessing.start_processes(run, (2, free_port(), two), nprocs=2, start_method="spawn", join=False)
     try:
         ended = any(started.join(timeout=5) for _ in range(60))
     finally:

@@ -519,7 +519,6 @@ def test_every_answer_forbids_the_browser_what_it_can(port, picture):
 @pytest.mark.fault("A10")
 def test_slow_clients_do_not_stand_in_the_way(demo, every_output, picture, monkeypatch, record_property):
     monkeypatch.setattr(wire, "HEAD_SECONDS", 1.0)
-    monkeypatch.setattr(wire, "BODY_SECONDS", 0.3)
     monkeypatch.setattr(wire, "LINGER_SECONDS", 0.05)
     monkeypatch.setattr(server, "CONNECTIONS", 8)
     served = demo(every_output)
@@ -533,6 +532,7 @@ def test_slow_clients_do_not_stand_in_the_way(demo, every_output, picture, monke
     for connection in slow:
         connection.close()
     head = f"POST /api/answer HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nContent-Type: application/octet-stream\r\n"
+    monkeypatch.setattr(wire, "BODY_SECONDS", 0.3)
     said = raw(served.port, f"{head}Content-Length: 1000\r\n\r\nabc".encode(), wait=20)
     assert said.startswith(b"HTTP/1.1 408 ")
     assert not served.queue._jobs

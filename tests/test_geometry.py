@@ -174,20 +174,16 @@ def layers(draw):
             if size + 2 * p < reach:
                 continue
             stack.append(nn.Conv2d(channels, channels, k, s, p, d))
-            size = (size + 2 * p - reach) // s + 1
         elif kind == "pool" and p <= k // 2 and size + 2 * p >= k:
             stack.append(nn.AvgPool2d(k, s, p, ceil_mode=draw(st.booleans())))
-            size = (size + 2 * p - k) // s + 1
         elif kind == "up":
             mode = draw(st.sampled_from(["nearest", "bilinear", "bicubic"]))
             stack.append(nn.Upsample(scale_factor=s, mode=mode))
-            size *= s
         elif kind == "transposed" and (size - 1) * s - 2 * p + d * (k - 1) + 1 > 0:
             stack.append(nn.ConvTranspose2d(channels, channels, k, s, p, dilation=d))
-            size = (size - 1) * s - 2 * p + d * (k - 1) + 1
         elif kind == "shuffle" and size % 2 == 0:
             stack += [nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, channels, 1)]
-            size //= 2
+        size = nn.Sequential(*stack)(torch.empty(1, channels, 16, 16)).shape[-1]
         if size > 64 or size < 2:
             break
     return nn.Sequential(*stack)

@@ -208,10 +208,10 @@ def train(rank, world, port, file):
         torch.save(found, file)
 
 
-def test_ranks_with_other_kinds_equal_one_process(tmp_path):
+def test_ranks_with_other_kinds_equal_one_process(tmp_path, free_port):
     one, two = tmp_path / "one.pt", tmp_path / "two.pt"
     train(0, 1, 0, one)
-    port = 20_000 + (os.getpid() + 1) % 20_000
+    port = free_port()
     multiprocessing.start_processes(train, (2, port, two), nprocs=2, start_method="spawn")
     for step, (single, double) in enumerate(zip(torch.load(one), torch.load(two), strict=True)):
         idle = {n for n, g in single.items() if g is None}

@@ -287,13 +287,8 @@ def rank(number, port, folder):
     distributed.destroy_process_group()
 
 
-def test_two_ranks_and_a_window_are_one_batch(tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = multiprocessing.start_processes(rank, (port, tmp_path), nprocs=2, start_method="spawn", join=False)
+def test_two_ranks_and_a_window_are_one_batch(tmp_path, free_port):
+    started = multiprocessing.start_processes(rank, (free_port(), tmp_path), nprocs=2, start_method="spawn", join=False)
     try:
         for _ in range(60):
             if started.join(timeout=3):

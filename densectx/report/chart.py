@@ -123,9 +123,12 @@ class _Axis:
     def _log_ticks(self) -> list[float]:
         decades = range(math.ceil(self.low), math.floor(self.high) + 1)
         if len(decades) > 1:
-            return [10.0**power for power in decades[:: max(1, math.ceil(len(decades) / 5))]]
-        ticks = [m * 10.0**power for power in range(math.floor(self.low), math.ceil(self.high) + 1) for m in (1, 2, 5)]
-        return [tick for tick in ticks if self.low <= math.log10(tick) <= self.high]
+            ticks = [10.0**power for power in decades[:: max(1, math.ceil(len(decades) / 5))]]
+        else:
+            powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+            ticks = [m * 10.0**power for power in powers for m in (1, 2, 5)]
+        # 10 ** -326 is 0
+        return [tick for tick in ticks if tick > 0 and self.low <= math.log10(tick) <= self.high]
 
 
 def _round_numbers(low: float, high: float, whole: bool) -> list[float]:

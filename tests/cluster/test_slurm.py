@@ -146,9 +146,11 @@ def slurm(experiment, tmp_path_factory):
 
 def test_a_preempted_job_is_requeued_and_goes_on(slurm, experiment, undisturbed, equal):
     name = "slurm-job"
-    job = slurm.submit(name, *experiment.words)
-    experiment.wait_for(lambda: 8 in experiment.checkpoints(name), "step 8", name)
+    go = experiment.folder / "go"
+    job = slurm.submit(name, *experiment.words, HOLD_FOR=go)
+    experiment.wait_for(lambda: 12 in experiment.checkpoints(name), "step 12", name)
     slurm("scancel", "--signal=TERM", job)  # to the tasks, as --signal=TERM@60 does before the time is up
+    go.touch()
     slurm.restart(job, name)
     assert "densectx: preempted, requeued" in slurm.said(name)
     ended = slurm.wait(job, name, "COMPLETED", "FAILED")

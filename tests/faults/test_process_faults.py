@@ -163,8 +163,7 @@ def reader(how, **options):
 @pytest.mark.fault("T07")
 def test_a_second_interrupt_leaves_at_once(fork_server, folder):
     job = start(fork_server, folder, "run", *reader("sleep"))
-    until_said(job, "Run folder")
-    time.sleep(2)  # into the step that never ends
+    job.until((folder / "asleep").exists)  # in the step that never ends
     job.signal(signal.SIGINT)
     time.sleep(0.3)
     assert job.running()

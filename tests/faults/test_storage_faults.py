@@ -351,10 +351,9 @@ def test_full_disk_ends_the_run_with_8_or_warns(fit, tmp_path, mounts, on_error)
     assert "Traceback" not in log
 
 
-def ranks(run, before):
+def ranks(run, before, port):
     """Statuses of two forked ranks of one job that run the same action; ``before`` is called in the second."""
-    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + os.getpid() % 20_000)}.items():
-        os.environ[name] = value
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     children = []
     for rank in range(2):
@@ -376,7 +375,7 @@ def ranks(run, before):
 
 @pytest.mark.fault("D16")
 @pytest.mark.fault("S01")
-def test_two_ranks_end_together_when_the_first_cannot_save(fit, tmp_path, mounts):
+def test_two_ranks_end_together_when_the_first_cannot_save(fit, tmp_path, mounts, free_port):
     disk = tmp_path / "disk"
     callback = f"{{class_path: densectx.checkpointing.Checkpoints, init_args: {{folder: {disk}}}}}"
     words = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.callbacks", f"[{callback}]"]
@@ -390,7 +389,7 @@ def test_two_ranks_end_together_when_the_first_cannot_save(fit, tmp_path, mounts
 
     def action():
         tmpfs(disk, "80k")
-        return [ranks(run, read_only), sorted(f.name for f in disk.iterdir() if not f.is_symlink())]
+        return [ranks(run, read_only, free_port()), sorted(f.name for f in disk.iterdir() if not f.is_symlink())]
 
     statuses, files = forked(action, mounts=True, timeout=100)
     log = (tmp_path / "two.log").read_text()

@@ -17,12 +17,12 @@ export function compare(result, input, field) {
   const larger = result.width > input.width;
   const tags = [h("span", { class: "tag left" }, larger ? "Input, enlarged" : "Input"), h("span", { class: "tag right" }, "Answer")];
   let numbers = null;
-  if (view.cells) {
-    fetch(view.cells.url).then((response) => response.arrayBuffer()).then((buffer) => { numbers = new Float32Array(buffer); });
-  }
+  const ready = view.cells
+    ? fetch(view.cells.url).then((response) => response.arrayBuffer()).then((buffer) => { numbers = new Float32Array(buffer); })
+    : Promise.resolve();
   const stage = new Stage(result, input, field, [after, before, ...tags, divider], (x, y) =>
     (numbers ? `${number(numbers[y * result.width + x])} at (${x}, ${y})` : `pixel (${x}, ${y})`));
-  return { stage, below: view.kind === "values" ? [scale(view, result)] : [] };
+  return { stage, below: view.kind === "values" ? [scale(view, result)] : [], ready };
 }
 
 function scale(view, result) {
