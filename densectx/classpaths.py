@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
+from jsonargparse import ArgumentParser
+
 from densectx.config import Composed, check_keys
 from densectx.errors import ConfigError
 
@@ -56,9 +58,12 @@ def _takes(target: str, allowed: Collection[str]) -> list[str] | None:
     if not any(module == package or module.startswith(f"{package}.") for package in allowed):
         return None
     try:
-        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        cls = getattr(importlib.import_module(module), name)
+        parameters = inspect.signature(cls).parameters
+        names = list(parameters)
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            # jsonargparse follows **kwargs to where they go, and refuses what is not found there
+            names = ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
     except (ImportError, AttributeError, TypeError, ValueError):
         return None
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return [key for key in parameters if key not in ("params", "optimizer")]  # those are supplied
+    return [key for key in names if key not in ("params", "optimizer")]  # those are supplied
