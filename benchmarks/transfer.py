@@ -2,12 +2,14 @@
 
     DENSECTX_DATA=DATA python benchmarks/transfer.py WORK [--seeds 0 1] [--steps 400] [--methods fixed pcgrad ...]
 
-DATA holds ``bsds500``, WORK is a folder for runs; what is done there is not done again. Needs the plug-in
-(``pip install ./plugins/densectx-edges``). Arms, for every seed: each task alone; all four by each method; all four
-with a trunk that answers zeros (``model.ablate: trunk_zero``: what the heads reach without it). Every arm has the same
-number of steps, batch size and samples. Writes ``benchmarks/results/transfer.json``: the score of every task, its
-change against the task alone with the same seed, and Delta-m, the mean over tasks of the relative change in percent,
-positive = better (Maninis et al. 2019; PSNR is taken in dB as it is, of which a percent is much).
+DATA holds ``bsds500``, WORK is a folder for runs; what is done there is not done again (the commit of the file is that
+of the last call). Needs the plug-in (``pip install ./plugins/densectx-edges``).
+
+Arms, for every seed: each task alone; all four by each method; all four with a trunk that answers zeros
+(``model.ablate: trunk_zero``: what the heads reach without it). Every arm has the same number of steps, batch size and
+samples. Writes ``benchmarks/results/transfer.json``: the score of every task, its change against the task alone with
+the same seed, and Delta-m, the mean over tasks of the relative change in percent, positive = better (Maninis et al.
+2019; PSNR is taken in dB as it is, of which a percent is much).
 """
 
 from __future__ import annotations

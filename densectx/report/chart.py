@@ -124,10 +124,9 @@ class _Axis:
         decades = range(math.ceil(self.low), math.floor(self.high) + 1)
         if len(decades) > 1:
             ticks = [10.0**power for power in decades[:: max(1, math.ceil(len(decades) / 5))]]
-        else:
-            powers = range(math.floor(self.low), math.ceil(self.high) + 1)
-            ticks = [m * 10.0**power for power in powers for m in (1, 2, 5)]
-        # 10 ** -326 is 0
+            return [tick for tick in ticks if tick > 0]  # 10 ** -326 is 0
+        powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+        ticks = [m * 10.0**power for power in powers for m in (1, 2, 5)]
         return [tick for tick in ticks if tick > 0 and self.low <= math.log10(tick) <= self.high]
 
 

@@ -122,10 +122,10 @@ def test_a_signal_to_any_rank_stops_all_at_one_step(start, folder, record_proper
     ):
         job = start("part", *resume, of_rank=of_rank)
         until_step(job, run, after)
-        began = time.time()
+        began = time.monotonic()
         job.signal(signal.SIGTERM, *ranks)
         assert job.wait(30) == statuses, job.said()
-        seconds.append((run / "preempted").stat().st_mtime - began)  # what follows is the interpreter's own end
+        seconds.append(time.monotonic() - began)
         step = weights(run)["global_step"]
         assert f"at step {step}: saved" in job.said(0)
         assert (run / "preempted").read_text().endswith(f"at step {step}\n")
@@ -139,7 +139,7 @@ def test_a_signal_to_any_rank_stops_all_at_one_step(start, folder, record_proper
     assert same(a["state_dict"], b["state_dict"])
     assert max(seconds) < 10
     record_property("count", 3)
-    record_property("evidence", f"all had stopped within {max(seconds):.1f} s")
+    record_property("evidence", f"all left within {max(seconds):.1f} s")
 
 
 @pytest.mark.fault("D01")
