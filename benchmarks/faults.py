@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from typing import Any, final
 
 import pytest
 import yaml
+from record import replace_marked
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = Path(__file__).with_name("faults.yaml")
@@ -164,13 +164,7 @@ def commit() -> str:
 
 def write_readme(rows: Mapping[str, Mapping[str, str]]) -> None:
     """Replace the text between the README's markers by the outcomes, a line a section."""
-    text = "\n".join(["", *table(load(), rows), ""])
-    readme = ROOT / "README.md"
-    pattern = re.compile(r"(<!-- faults -->\n).*?(<!-- end of faults -->)", re.DOTALL)
-    replaced, count = pattern.subn(lambda m: m.group(1) + text + "\n" + m.group(2), readme.read_text(encoding="utf-8"))
-    if count != 1:
-        raise SystemExit("README.md: expected the markers <!-- faults --> and <!-- end of faults --> once.")
-    readme.write_text(replaced, encoding="utf-8")
+    replace_marked("faults", table(load(), rows))
 
 
 def table(results: Iterable[Mapping[str, Any]], rows: Mapping[str, Mapping[str, str]]) -> list[str]:

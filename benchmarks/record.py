@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,20 @@ def write_readme() -> None:
             f"- `{result['name']}`: `{result['command']}` (seed {result['seed']}, {result['steps']} steps, commit"
             f" {result['commit'][:7]}, {cores} cores of {processor})"
         )
-    text = "\n".join(["", *lines, "", *commands, ""])
-    readme = ROOT / "README.md"
-    pattern = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
+    replace_marked("results", [*lines, "", *commands])
+
+
+def replace_marked(name: str, lines: Sequence[str], readme: Path = ROOT / "README.md") -> None:
+    """Put lines in the place of what stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+
+    Raises:
+        SystemExit: the two markers do not stand in the file once.
+    """
+    text = "\n".join(["", *lines, ""])
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
     replaced, count = pattern.subn(lambda m: m.group(1) + text + "\n" + m.group(2), readme.read_text(encoding="utf-8"))
     if count != 1:
-        raise SystemExit("README.md: expected the markers <!-- results --> and <!-- end of results --> once.")
+        raise SystemExit(f"{readme.name}: expected the markers <!-- {name} --> and <!-- end of {name} --> once.")
     readme.write_text(replaced, encoding="utf-8")
 
 

@@ -2,7 +2,7 @@
 
 Every figure in the layout of ``benchmarks/results.py`` is printed: those that a table names there, all others below,
 so that what was tried and did not help stays. Numbers that are held against each other are rounded to two decimals,
-as published ones are.
+as published ones are. README.md quotes the rows that have something to reach.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from textwrap import fill
 from typing import Any
 
 from omegaconf import OmegaConf
-from record import RESULTS
+from record import RESULTS, ROOT, replace_marked
 
 README = Path(__file__).parent / "README.md"
 TARGETS = Path(__file__).parent / "targets.yaml"
 HEAD = ("result", "data", "metric", "value", "must", "aim", "reached", "parameters", "MAC / pixel", "steps", "minutes")
+QUOTED = ("data", "value", "must", "aim", "reached", "parameters", "minutes")
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -34,16 +35,9 @@ training with its validations. The data are for research use; no picture of them
 
 def write_readme(results: Path = RESULTS, targets: Path = TARGETS, readme: Path = README) -> None:
     """Write the page."""
-    found: dict[str, Mapping[str, Any]] = {}
-    others: dict[str, str] = {}
-    for file in sorted(results.glob("*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and {"metric", "value", "macs_per_pixel"} <= content.keys():
-            found[file.stem] = content
-        elif isinstance(content, dict) and "command" in content:
-            others[file.stem] = content["command"]
+    found, others = _read(results)
     page, named = [INTRO], set()
-    for table in OmegaConf.to_container(OmegaConf.load(targets)):  # type: ignore[union-attr]  # a list of mappings
+    for table in _tables(targets):
         rows = [shared(row, found) if "share" in row else compared(row, found) for row in table["rows"]]
         names = [row["result"] for row in table["rows"] if "result" in row]
         named |= set(names)
@@ -63,6 +57,17 @@ def write_readme(results: Path = RESULTS, targets: Path = TARGETS, readme: Path 
             *lines(("file", "command"), [(f"`{n}.json`", f"`{c}`") for n, c in others.items()]),
         ]
     readme.write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
+
+
+def write_summary(results: Path = RESULTS, targets: Path = TARGETS, readme: Path = ROOT / "README.md") -> None:
+    """Quote what has been measured of the rows that something is to be reached in, between README.md's markers."""
+    found, _ = _read(results)
+    rows = []
+    for row in (row for table in _tables(targets) for row in table["rows"]):
+        if row.get("result") in found and {"must", "must_from"} & row.keys():
+            cells = dict(zip(HEAD, compared(row, found), strict=True))
+            rows.append([f"`{cells['result']}`", *(cells[column] for column in QUOTED)])
+    replace_marked("published", lines(("result", *QUOTED), rows), readme)
 
 
 def compared(row: Mapping[str, Any], results: Results) -> list[str]:
@@ -119,6 +124,24 @@ def commands(names: Sequence[str], results: Results) -> list[str]:
 def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown."""
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _read(results: Path) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """The figures in the layout of ``benchmarks/results.py``, and the commands of all other files."""
+    found: dict[str, Mapping[str, Any]] = {}
+    others: dict[str, str] = {}
+    for file in sorted(results.glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and {"metric", "value", "macs_per_pixel"} <= content.keys():
+            found[file.stem] = content
+        elif isinstance(content, dict) and "command" in content:
+            others[file.stem] = content["command"]
+    return found, others
+
+
+def _tables(targets: Path) -> list[dict[str, Any]]:
+    tables: list[dict[str, Any]] = OmegaConf.to_container(OmegaConf.load(targets))  # type: ignore[assignment]
+    return tables
 
 
 def _bounds(row: Mapping[str, Any], results: Results) -> tuple[float | None, float | None]:

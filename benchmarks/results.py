@@ -6,7 +6,8 @@
 The first form evaluates the best checkpoint of a run folder, in float32, on the sets of ``benchmarks/report_sets.yaml``
 that are for its tasks, by the tasks' own protocols. Behind ``--`` stand the arguments of the ``densectx fit`` that made
 the run: they are refused where they do not give the run's own config. What the trivial answers reach on the same images
-is written as well, as ``trivial-ANSWER-SET-METRIC``. The second form writes ``benchmarks/README.md`` from the files.
+is written as well, as ``trivial-ANSWER-SET-METRIC``. The second form writes ``benchmarks/README.md`` from the
+files, and what README.md quotes of it.
 
 ``wall_s`` is from the start of a fit to the last thing that it logged, summed over its starts where it was resumed;
 ``steps`` those of the checkpoint; ``macs_per_pixel`` of the task's input image; ``commit`` that of the evaluation,
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import OmegaConf
 from record import RESULTS, _git
-from result_table import write_readme
+from result_table import write_readme, write_summary
 from torch.utils.flop_counter import FlopCounterMode
 
 from densectx.arguments import split_arguments
@@ -77,10 +78,11 @@ def main() -> int:
     evaluate.add_argument("--sets", nargs="+", help="only these of report_sets.yaml")
     evaluate.add_argument("--commit", help="of the training, if it is not the one of the checkout")
     evaluate.add_argument("--wall_s", type=float, help="seconds of training, where the run's log does not tell")
-    commands.add_parser("readme", help="write benchmarks/README.md from the result files")
+    commands.add_parser("readme", help="write benchmarks/README.md, and README.md's table, from the result files")
     given = parser.parse_args(shlex.split(own))
     if given.command == "readme":
         write_readme()
+        write_summary()
         return 0
     for path in record(given.name, given.run, shlex.split(fit), given.sets, given.commit, given.wall_s):
         print(path)  # noqa: T201

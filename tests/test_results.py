@@ -261,6 +261,26 @@ def test_the_committed_page_is_that_of_the_committed_files(tools, tmp_path):
     assert (tmp_path / "README.md").read_text() == (ROOT / "benchmarks" / "README.md").read_text()
 
 
+def test_the_readme_quotes_the_committed_files(tools, tmp_path):
+    copy = tmp_path / "README.md"
+    shutil.copy(ROOT / "README.md", copy)
+    tools["result_table"].write_summary(readme=copy)
+    assert copy.read_text() == (ROOT / "README.md").read_text()
+
+
+def test_the_quotation_is_of_rows_that_have_something_to_reach(tools, page, tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text("before\n<!-- published -->\nold\n<!-- end of published -->\nafter\n")
+    tools["result_table"].write_summary(tmp_path, tmp_path / "targets.yaml", copy)
+    text = copy.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == [f"`{name}-psnr`" for name in "abcdfgh"]  # e has no result
+    assert rows[1] == ["`b-psnr`", "", "**31.73**", "31.63 (X)", "31.73 (Y)", "must and aim", "2 K", "2"]
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+
+
 # the zoo -------------------------------------------------------------------------------------------------------------
 
 
