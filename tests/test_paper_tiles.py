@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from densectx.checkpoint import save_safetensors
 from densectx.cli import main
+from densectx.data import windowed
 from densectx.inference.paper_tiles import paper_tiles
 from densectx.model import DenseModel
 from densectx.types import SourceInfo
@@ -88,6 +90,29 @@ def test_predict_takes_published_networks_in_their_tiles(tmp_path, capsys, thin)
     assert classes.getpalette()[:6] == [128, 0, 0, 128, 128, 0]  # Building, Tree
     assert main([*arguments, "--tile", "whole", "--overwrite"]) == 0
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["options"]["tile"] == "whole"
+
+
+def test_what_is_read_in_parts_has_no_published_tiles(tmp_path, capsys, monkeypatch, thin):
+    """They are cut from the whole picture; a plain pass of it is no substitute."""
+    monkeypatch.setattr(windowed, "WINDOWED_FROM", 1500)
+    model = thin("dilation8_camvid", width=2, fc=4, tile=(MARGIN * 2 + 32, MARGIN * 2 + 32))
+    save_safetensors(model, tmp_path / "net.safetensors")
+    values = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "large.tif", values, photometric="rgb")
+    tifffile.imwrite(tmp_path / "small.tif", values[:20], photometric="rgb")
+    arguments = ["predict", str(tmp_path / "net.safetensors"), str(tmp_path / "large.tif"), str(tmp_path / "small.tif")]
+    for number, tile in enumerate(([], ["--tile", "paper"], ["--tile", "whole"])):
+        out = tmp_path / str(number)
+        assert main([*arguments, "-o", str(out), *tile]) == 3
+        assert f"{tmp_path / 'large.tif'}: is too large" in capsys.readouterr().err
+        entries = json.loads((out / "summary.json").read_text())["inputs"]
+        assert [entry["status"] for entry in entries] == ["failed", "done"]
+        assert "--tile exact" in entries[0]["error"]
+        assert not list(out.rglob("large*"))
+    out = tmp_path / "exact"
+    assert main([*arguments, "-o", str(out), "--tile", "exact", "--raw"]) == 0
+    expected = model.predict(torch.from_numpy(values).permute(2, 0, 1))["segmentation"]
+    assert np.abs(np.load(out / "segmentation" / "large.npy") - expected.numpy()).max() < 1e-5
 
 
 def test_other_networks_are_refused(tmp_path, capsys):

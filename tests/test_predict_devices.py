@@ -1,5 +1,6 @@
 """`densectx predict` in several processes: `--devices N` and torchrun."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from PIL import Image
 
 import densectx
 from densectx.cli import main
+from densectx.inference import launch as launching
 from densectx.inference.record import JOURNAL
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(densectx.__file__).parents[1])}
@@ -86,25 +88,73 @@ def children_of(process):
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_no_process_is_left_where_the_first_is_told_to_end(tmp_path, every_output, number, status):
+    pictures(tmp_path / "in", 100, 60)
+    command = [sys.executable, "-m", "densectx", "predict", every_output, tmp_path / "in", "-o", tmp_path / "out"]
+    process = subprocess.Popen([*command, "--tta", "--devices", "2"], env=ENVIRONMENT, stderr=subprocess.PIPE)
+    until = time.monotonic() + 100
+    while len(children := children_of(process)) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(number)
+    try:
+        _, error = process.communicate(timeout=100)
+        assert process.returncode == status, error
+        assert len(children) == 2
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+    finally:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+def test_a_signal_before_anything_runs(monkeypatch):
+    """Told while the processes are started: all are stopped, the handlers are those from before."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    started = []
+    popen = subprocess.Popen
+
+    def start(*arguments, **options):
+        started.append(popen(["sleep", "60"], **options))
+        os.kill(os.getpid(), signal.SIGHUP)  # ignored, as nohup has it
+        if len(started) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    try:
+        assert launching.launch([], 3) == 143
+        assert len(started) == 3
+        assert all(child.returncode == -signal.SIGINT for child in started)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-@pytest.mark.parametrize("how", ["interrupted", "one is killed"])
+@pytest.mark.parametrize("how", ["interrupted", "told to end", "one is killed"])
 @pytest.mark.fault("F02")
 def test_the_summary_is_whole_after(tmp_path, every_output, how):
     pictures(tmp_path / "in", 60, 60)
     arguments = ["predict", str(every_output), str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--tta"]
     command = [sys.executable, "-m", "densectx", *arguments, "--devices", "2"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not list((tmp_path / "out").glob("denoising/03.png")) and time.monotonic() < until:
         time.sleep(0.01)
     children = children_of(process)
-    if how == "interrupted":
-        process.send_signal(signal.SIGINT)
+    signals = {"interrupted": (signal.SIGINT, 130), "told to end": (signal.SIGTERM, 143)}
+    number, status = signals.get(how, (None, 7))
+    if number is not None:
+        process.send_signal(number)
     else:
         os.kill(children[1], signal.SIGKILL)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == (130 if how == "interrupted" else 7), error
+    assert process.returncode == status, error
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     entries = {e["path"]: e for e in json.loads((tmp_path / "out/summary.json").read_text())["inputs"]}
     assert 0 < len(entries) < 60

@@ -204,6 +204,10 @@ MUTANTS = {
     "answer normalised over the batch": mutant(
         "answers_one_by_one", postprocess=lambda self, y, x: (y - y.mean()).sigmoid()
     ),
+    "grid that begins anew in each tile": mutant(
+        "answers_alike_in_tiles",
+        inputs=lambda self, image, options: image * (torch.arange(image.shape[-1], device=image.device) % 2),
+    ),
     "output changed in place": mutant("postprocess_answers", postprocess=lambda self, y, x: y.sigmoid_()),
     "mode left changed": mutant("keeps_its_mode", postprocess=trains),
     "warnings filtered": mutant("leaves_the_process_as_it_was", postprocess=filters),

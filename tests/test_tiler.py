@@ -18,11 +18,12 @@ from densectx.data import windowed
 from densectx.data.reader import read_image
 from densectx.data.windowed import WindowedFile
 from densectx.errors import ConfigError, DataError, MemoryLimitError
+from densectx.inference import tiling as tiling_module
 from densectx.inference.blend import run_blended
 from densectx.inference.sinks import FileSink
 from densectx.inference.tiler import Held, Kept, Setting, plan_blend
 from densectx.inference.tiling import Tiling
-from densectx.inference.windows import exact_lines, overlapping_lines, weights
+from densectx.inference.windows import Halo, cost, exact_lines, overlapping_lines, weights
 from densectx.model import DenseModel
 from densectx.types import SourceInfo
 
@@ -107,6 +108,36 @@ def test_exact_tiles_equal_the_whole(small, height, width, core, seed):
     for key, answer in small(image, numbers(small.model)).items():
         assert answer.shape == whole[key].shape
         assert relative(answer, whole[key]) < allowed(key)
+
+
+@pytest.fixture(scope="module")
+def bayer():
+    TASKS["bayer"] = {"name": "demosaicing", "source": "x", "head": DECODER}
+    return tiling(build(PLAIN, ["bayer"]), "exact")
+
+
+@pytest.mark.fault("F03")
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 97), st.integers(1, 97), st.integers(5, 15), st.integers(0, 9))
+def test_tiles_of_a_mosaic_begin_with_its_first_colour(bayer, height, width, core, seed):
+    """Its pattern begins anew in each window: one that starts at an odd pixel would be another mosaic."""
+    assert (bayer.model.stride, bayer.step) == (1, 2)
+    image = torch.rand(1, height, width, generator=torch.Generator().manual_seed(seed))
+    bayer.setting = Setting("exact", core * 2)
+    assert relative(bayer(image, {})["bayer"], bayer.model.predict(image)["bayer"]) < 1e-5
+    for setting in (Setting("blend", core * 2), Setting()):
+        bayer.setting = setting
+        plan = bayer.plan(height * 9, width * 9, whole=False)
+        assert all(line.seen.start % 2 == 0 for line in (*plan.rows, *plan.columns))
+
+
+def test_tiles_of_a_mosaic_and_of_a_strided_model_start_where_both_begin(bayer):
+    strided = build({"name": "timm", "model": "resnet18", "levels": 2, "output_stride": 8}, ["bayer"])
+    assert tiling(strided).step == 4
+    for text in ("exact:15", "15"):
+        with pytest.raises(ConfigError, match=r"15 pixels.* multiples of 2;"):
+            tiling(bayer.model, text)
+    assert tiling(build(PLAIN), "exact:15").step == 1
 
 
 @pytest.mark.fault("F03")
@@ -342,6 +373,89 @@ def test_a_window_that_does_not_fit_is_halved_and_said():
         Tiling(model, ["segmentation"], Setting("whole"), run)(image, {})
 
 
+def wide(monkeypatch, halo, text=None, *, step=1, share=500.0, free=1 << 40, run=None, say=lambda line: None):
+    """A tiling of a model of such a field, whose pass takes so many bytes a pixel."""
+    monkeypatch.setattr(tiling_module, "free_bytes", lambda device: free)
+    model = build(PLAIN, dilations=(1,))
+    tiles = Tiling(model, ["segmentation"], Setting.parse(text), run or model.predict, say)
+    tiles.step = step
+    tiles.__dict__ |= {"halo": Halo(halo, halo, halo, halo), "_bytes": share}
+    return tiles
+
+
+def window(plan):
+    """Pixels of the largest one."""
+    sides = [max(line.seen.stop - line.seen.start for line in lines) for lines in (plan.rows, plan.columns)]
+    return sides[0] * sides[1]
+
+
+@pytest.mark.parametrize(
+    ("halo", "step", "share"), [(488, 8, 600.0), (488, 8, 6000.0), (1500, 8, 900.0), (300, 1, 9e3)], ids=str
+)
+@pytest.mark.parametrize("text", [None, "exact"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_wide_fields_cost_no_more_than_four_times_the_work(monkeypatch, halo, step, share, text, whole):
+    tiles = wide(monkeypatch, halo, text, step=step, share=share, free=int(1e8 * share))  # a pass may take half of it
+    plan = tiles.plan(20000, 20000, whole=whole)
+    assert plan.mode == "exact"
+    assert cost(plan.rows, plan.columns) < 4.1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 600),
+    st.sampled_from([1, 2, 8, 32]),
+    st.floats(10, 1e4),
+    st.integers(0, 1 << 36),
+    st.tuples(st.integers(1, 30000), st.integers(1, 30000)),
+    st.booleans(),
+)
+def test_windows_of_any_field_and_memory_are_few_and_fit(halo, step, share, free, size, whole):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tiles = wide(monkeypatch, halo, step=step, share=share, free=free)
+        plan = tiles.plan(*size, whole=whole)
+    assert cost(plan.rows, plan.columns) <= (2 + step / max(2 * halo, step)) ** 2
+    if plan.mode == "exact":
+        # a window starts up to a step before its halo
+        assert window(plan) <= max(1 << 20, free / 2 / share) * (1 + step / (2 * halo + step)) ** 2
+
+
+def test_a_wide_field_without_the_memory_for_it_blends_and_says_so(monkeypatch):
+    said = []
+    tiles = wide(monkeypatch, 488, step=8, free=1 << 30, say=said.append)
+    plan = tiles.plan(20000, 20000, whole=False)
+    assert plan.mode == "blend"
+    assert window(plan) == 512**2
+    assert said == ["densectx: exact windows of 1952 pixels do not fit into memory: blended ones are taken."]
+    tiles = wide(monkeypatch, 488, "exact", step=8, free=3 << 29)
+    plan = tiles.plan(20000, 20000, whole=False)
+    assert plan.mode == "exact"
+    assert 4 < cost(plan.rows, plan.columns) < 25
+    tiles = wide(monkeypatch, 488, "exact", step=8, free=1 << 30)
+    with pytest.raises(MemoryLimitError, match=r"--tile exact: .*--tile N"):
+        tiles.plan(20000, 20000, whole=False)
+    assert wide(monkeypatch, 488, "exact:8", step=8, free=1 << 30).plan(2000, 2000).mode == "exact"
+
+
+@pytest.mark.timeout(60)
+def test_windows_that_do_not_fit_are_not_made_ever_more(monkeypatch):
+    def run(image, options):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(MemoryLimitError, match="too small"):
+        wide(monkeypatch, 20, "exact", run=run)(torch.rand(3, 30, 30), {})
+    said = []
+    model = build(PLAIN, dilations=(1,))
+
+    def small(image, options):
+        return model.predict(image, options=options) if image.shape[-1] <= 64 else run(image, options)
+
+    tiles = wide(monkeypatch, 50, run=small, say=said.append)
+    answer = tiles(torch.rand(3, 200, 300), {})["segmentation"]
+    torch.testing.assert_close(answer.sum(0), torch.ones(200, 300), rtol=0, atol=1e-5)
+    assert any("blended windows" in line for line in said)
+
+
 def test_other_errors_of_a_pass_are_not_taken_for_memory():
     def run(image, options):
         raise RuntimeError("broken")
@@ -349,6 +463,20 @@ def test_other_errors_of_a_pass_are_not_taken_for_memory():
     tiles = Tiling(build(PLAIN), ["segmentation"], Setting("exact", 8), run)
     with pytest.raises(RuntimeError, match="broken"):
         tiles(torch.rand(3, 40, 40), {})
+
+
+@pytest.mark.parametrize("tile", ["500", "exact:500"])
+def test_a_side_that_suits_no_picture_is_refused_before_any(tmp_path, capsys, tile):
+    """A small picture would have been taken as a whole."""
+    model = build({"name": "timm", "model": "resnet10t", "output_stride": 8}, dilations=(1,))
+    save_safetensors(model, tmp_path / "m.safetensors")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30, 3), np.uint8), photometric="rgb")
+    arguments = ["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "a.tif"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--tile", tile]) == 2
+    assert "500 pixels" in (said := capsys.readouterr().err)
+    assert "multiples of 8;" in said
+    assert not (tmp_path / "out").exists()
+    assert main([*arguments, "--tile", tile.replace("500", "504")]) == 0
 
 
 # pictures larger than memory ------------------------------------------------------------------------------------------
@@ -465,6 +593,15 @@ def test_a_large_gray_float_picture_is_restored_to_floats(tmp_path, by_windows):
     estimated = json.loads((tmp_path / "out" / "summary.json").read_text())["inputs"][0]["estimated"]
     expected = model.predict(torch.from_numpy(values)[None], options=estimated)["denoising"][0]
     assert np.abs(found - expected.numpy()).max() < 1e-5
+
+
+def test_a_large_picture_is_not_taken_as_a_whole(tmp_path, by_windows, capsys):
+    save_safetensors(build(PLAIN), tmp_path / "m.safetensors")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((60, 61), np.uint8), tile=(16, 16))
+    arguments = ["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "a.tif"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--tile", "whole"]) == 3
+    assert "a.tif: is too large to be read as a whole, as --tile whole does" in capsys.readouterr().err
+    assert main(arguments) == 0
 
 
 def test_a_large_picture_that_breaks_midway_leaves_nothing(tmp_path, by_windows, capsys):

@@ -34,7 +34,11 @@ def options_of(predictor: Predictor, source: WindowedFile, say: Callable[[str], 
     if not any(predictor.model.task(key).options for key in predictor.tasks):
         return {}
     _, height, width = source.shape
-    rows, columns = (slice(max(size - _LOOK, 0) // 2, (size + min(size, _LOOK)) // 2) for size in (height, width))
+    step = predictor.tiling.step
+    firsts = (max(size - _LOOK, 0) // 2 // step * step for size in (height, width))  # as windows start
+    rows, columns = (
+        slice(first, min(first + _LOOK, size)) for first, size in zip(firsts, (height, width), strict=True)
+    )
     found = predictor.resolve(source.read(rows, columns))
     for name, value in found.items():
         if isinstance(value, Tensor):

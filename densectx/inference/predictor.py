@@ -105,8 +105,14 @@ class Predictor:
         """Whether a picture may be read in parts.
 
         Raises:
-            DataError: not by an ensemble, whose views are turned as a whole.
+            DataError: not by an ensemble, whose views are turned as a whole, nor where ``--tile`` asks for the whole
+                or for the published tiles, which are cut from the whole.
         """
+        if (mode := self.tiling.setting.mode) in ("whole", "paper"):
+            raise DataError(
+                f"{path}: is too large to be read as a whole, as --tile {mode} does; take --tile exact for it (or"
+                " --tile N, blended windows), or cut it."
+            )
         if self._ensemble:
             raise DataError(f"{path}: is too large to be read as a whole, as --tta does; leave --tta away for it.")
 

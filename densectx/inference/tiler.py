@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from densectx.errors import ConfigError
-from densectx.inference.windows import Halo, Line, cost, exact_lines, grid, overlapping_lines
+from densectx.inference.windows import Halo, Line, check_core, check_side, cost, exact_lines, grid, overlapping_lines
 
 Mode: TypeAlias = Literal["whole", "exact", "blend", "paper"]
 Answers: TypeAlias = dict[str, Tensor]
@@ -140,28 +140,46 @@ def plan_whole(height: int, width: int) -> Plan:
     return Plan("whole", [Line(slice(0, height), slice(0, height))], [Line(slice(0, width), slice(0, width))])
 
 
-def plan_exact(height: int, width: int, halo: Halo, core: int, stride: int) -> Plan:
+def check_setting(setting: Setting, step: int) -> None:
+    """Refuse a side that no picture could be taken with.
+
+    Raises:
+        ConfigError: as :func:`plan_exact` and :func:`plan_blend`.
+    """
+    if setting.side is None:
+        return
+    if setting.mode == "exact":
+        check_core(setting.side, step)
+    else:
+        check_side(setting.side, _shared(setting.side), step)
+
+
+def plan_exact(height: int, width: int, halo: Halo, core: int, step: int) -> Plan:
     """Windows that give the answer of the whole; one where the halo covers the picture anyway.
 
     Raises:
         ConfigError: as :func:`densectx.inference.windows.exact_lines`.
     """
-    rows = exact_lines(height, core, halo.top, halo.bottom, stride)
-    columns = exact_lines(width, core, halo.left, halo.right, stride)
+    rows = exact_lines(height, core, halo.top, halo.bottom, step)
+    columns = exact_lines(width, core, halo.left, halo.right, step)
     if cost(rows, columns) >= len(rows) * len(columns):  # every window is the picture
         return plan_whole(height, width)
     return Plan("exact", rows, columns)
 
 
-def plan_blend(height: int, width: int, side: int, stride: int) -> Plan:
+def plan_blend(height: int, width: int, side: int, step: int) -> Plan:
     """Overlapping windows with weights.
 
     Raises:
         ConfigError: as :func:`densectx.inference.windows.overlapping_lines`.
     """
-    shared = int(side * OVERLAP)
-    lines = (overlapping_lines(size, side, shared, stride) for size in (height, width))
+    lines = (overlapping_lines(size, side, _shared(side), step) for size in (height, width))
     return Plan("blend", *lines)
+
+
+def _shared(side: int) -> int:
+    """Pixels that a blended window has in common with its neighbour, at least."""
+    return int(side * OVERLAP)
 
 
 def run_exact(run: Run, source: Source, sinks: Mapping[str, Sink], scales: Mapping[str, int], plan: Plan) -> None:

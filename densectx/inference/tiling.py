@@ -23,6 +23,7 @@ from densectx.inference.tiler import (
     Setting,
     Sink,
     Source,
+    check_setting,
     plan_blend,
     plan_exact,
     plan_whole,
@@ -34,9 +35,9 @@ from densectx.model import DenseModel
 from densectx.tasks.base import Options
 from densectx.tasks.options import one_of
 
-_SMALL: Final = 1 << 20  # pixels that are taken as a whole without a thought
+_SMALL: Final = 1 << 20  # pixels that are taken at once without a thought
 _SHARE: Final = 0.5  # of the free memory that a pass may take
-_MOST: Final = 1 << 30  # bytes of a window's pass, so that one picture does not take all memory;
+_MOST: Final = 1 << 30  # bytes of a window's pass, so that one picture does not take all memory; more for wide fields
 _STREAMED: Final = 1 << 29  # the same for a picture that is read by windows
 _BLEND: Final = 512  # pixels of a blended window's side, unless memory allows less
 
@@ -52,8 +53,13 @@ class Tiling:
         run: a whole pass: (image, options) -> answers.
         say: takes a line for the user.
 
+    Attributes:
+        step: pixels at whose multiples windows start: there the model's grid begins anew, and so does what the tasks
+            make of a picture (:attr:`densectx.tasks.base.Task.period`).
+
     Raises:
-        ConfigError: ``exact`` where the field is infinite (the layer is named), ``paper`` for other networks.
+        ConfigError: ``exact`` where the field is infinite (the layer is named), ``paper`` for other networks, a side
+            that is no multiple of the step.
     """
 
     def __init__(
@@ -68,6 +74,8 @@ class Tiling:
         self.setting = Setting("paper") if setting.mode is None and default_paper(model) else setting
         if self.setting.mode == "paper":
             check_paper(model, self.tasks)
+        self.step = math.lcm(model.stride, *(model.task(key).period for key in self.tasks))
+        check_setting(self.setting, self.step)
         if self.setting.mode == "exact" and self.halo is None:
             raise ConfigError(
                 f"--tile exact: {self._why()}; take --tile whole, or a number of pixels for blended windows."
@@ -143,23 +151,30 @@ class Tiling:
     def plan(self, height: int, width: int, *, whole: bool = True) -> Plan:
         """The windows for a size.
 
+        Exact windows are worth their work where they keep about half of each side, that is, 4 times the pixels of the
+        picture go through the model. Where memory is too small for that, blended ones are taken unless ``exact`` was
+        asked for, which goes on to 25 times.
+
         Args:
             height: of the picture.
             width: of the picture.
             whole: whether it may be taken as a whole where its pass fits into memory.
+
+        Raises:
+            MemoryLimitError: ``exact`` was asked for and its windows do not fit into memory.
         """
         mode, side = self.setting.mode, self.setting.side
         one = plan_whole(height, width)
         if mode in ("whole", "paper"):
             return Plan(mode, one.rows, one.columns)
         if mode == "blend" and side is not None:
-            return one if max(height, width) <= side else plan_blend(height, width, side, self.model.stride)
+            return one if max(height, width) <= side else plan_blend(height, width, side, self.step)
         if mode is None and whole and (height * width <= _SMALL or self._bytes * height * width <= self._room()):
             return one
-        if self.halo is not None:
-            core = side or self._core(self.halo, _MOST if whole else _STREAMED)
-            return plan_exact(height, width, self.halo, core, self.model.stride)
-        return plan_blend(height, width, self._blended(), self.model.stride)
+        core = None if self.halo is None else side or self._core(height, width, _MOST if whole else _STREAMED)
+        if self.halo is not None and core is not None:
+            return plan_exact(height, width, self.halo, core, self.step)
+        return plan_blend(height, width, self._blended(), self.step)
 
     @cached_property
     def halo(self) -> Halo | None:
@@ -206,38 +221,102 @@ class Tiling:
     def _room(self) -> float:
         return _SHARE * free_bytes(self.device)
 
-    def _core(self, halo: Halo, most: int) -> int:
-        """The side of what is kept of a window, so that its pass fits into memory and into so many bytes."""
-        side = math.isqrt(int(min(self._room(), most) / self._bytes))
-        stride = self.model.stride
-        return max((side - halo.top - halo.bottom) // stride * stride, stride)
+    @cached_property
+    def _around(self) -> int:
+        """Pixels of a window's side that are seen and not kept, on both sides together; 0 without a halo."""
+        halo = self.halo or Halo(0, 0, 0, 0)
+        return max(halo.top + halo.bottom, halo.left + halo.right)
+
+    @cached_property
+    def _least(self) -> int:
+        """The smallest side of what is kept that an exact window is worth.
+
+        Automatic: as much as is not kept. Asked for: a quarter of it; below, windows hardly get smaller, only more.
+        """
+        worth = self._around if self.setting.mode is None else self._around // 4
+        return max(-(-worth // self.step), 1) * self.step
+
+    def _core(self, height: int, width: int, most: int) -> int | None:
+        """The side of what is kept of an exact window, at least half the window's where memory allows that.
+
+        Args:
+            height: of the picture.
+            width: of the picture.
+            most: bytes that the window's pass may take, unless half its side would not be kept then.
+
+        Returns:
+            A multiple of the step; None where blended windows are better.
+
+        Raises:
+            MemoryLimitError: see :meth:`plan`.
+        """
+        room, step, around = self._room(), self.step, self._around
+        half = max(-(-around // step), 1) * step
+        core = max((self._side(min(room, most)) - around) // step * step, half)
+        seen = min(core + around, height) * min(core + around, width)
+        if seen <= _SMALL or self._bytes * seen <= room:
+            return core
+        core = (self._side(room) - around) // step * step
+        if core >= self._least:
+            return core
+        if self.setting.mode is None:
+            self._tell(f"exact windows of {half + around} pixels do not fit into memory: blended ones are taken.")
+            return None
+        raise MemoryLimitError(
+            f"--tile exact: the memory is too small for windows of {self._least + around} pixels, {around} of which are"
+            " not kept; free some, take another --device, or --tile N for blended windows."
+        )
+
+    def _side(self, room: float) -> int:
+        """The side of a square picture whose pass takes so many bytes."""
+        return math.isqrt(int(room / self._bytes))
 
     def _blended(self) -> int:
-        stride = self.model.stride
-        side = min(_BLEND, math.isqrt(int(min(self._room(), _MOST) / self._bytes)))
-        return max(side // stride * stride, 2 * stride)
+        side = min(_BLEND, self._side(min(self._room(), _MOST)))
+        return max(side // self.step * self.step, 2 * self.step)
 
     def _smaller(self, plan: Plan, height: int, width: int, error: BaseException) -> Plan:
-        """The same with windows of half the side; raises other errors again."""
+        """The same with windows of half the side, blended where exact ones are not worth it; raises other errors again.
+
+        Raises:
+            MemoryLimitError: windows cannot be smaller.
+        """
         if not out_of_memory(error):
             raise error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        stride = self.model.stride
-        kept = max(line.kept.stop - line.kept.start for line in (*plan.rows, *plan.columns))
-        half = kept // 2 // stride * stride
-        exact = self.halo is not None and self.setting.mode != "blend"
-        if half < (stride if exact else 2 * stride) or self.setting.mode == "whole":
+        kept = _kept(plan)
+        smaller = None if self.setting.mode == "whole" else self._halved(plan, height, width)
+        if smaller is None:
             raise MemoryLimitError(
                 f"the memory is too small for a window of {kept} pixels; free some, or take another --device."
             ) from error
-        self.say(f"densectx: a window of {kept} pixels does not fit into memory; {half} pixels are tried.")
-        if exact and self.halo is not None:
-            return plan_exact(height, width, self.halo, half, stride)
-        return plan_blend(height, width, half, stride)
+        self.say(f"densectx: a window of {kept} pixels does not fit into memory; {_kept(smaller)} pixels are tried.")
+        return smaller
+
+    def _halved(self, plan: Plan, height: int, width: int) -> Plan | None:
+        """Windows of which half as much is kept; None where that does not help any more."""
+        half = _kept(plan) // 2 // self.step * self.step
+        if self.halo is not None and "blend" not in (plan.mode, self.setting.mode):
+            core = half
+            while core >= self._least:
+                smaller = plan_exact(height, width, self.halo, core, self.step)
+                if smaller.windows > 1:
+                    return smaller
+                core = core // 2 // self.step * self.step  # every window would be the picture again
+            if self.setting.mode == "exact":
+                return None
+            half = min(half, self._blended())
+        return plan_blend(height, width, half, self.step) if half >= 2 * self.step else None
 
     def _tell(self, line: str) -> None:
         """Once: folders hold many pictures of one size."""
         if line not in self._said:
             self._said.add(line)
             self.say(f"densectx: {line}")
+
+
+def _kept(plan: Plan) -> int:
+    """The longest side of what is kept of a window."""
+    sides: list[int] = [line.kept.stop - line.kept.start for line in (*plan.rows, *plan.columns)]
+    return max(sides)

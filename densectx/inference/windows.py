@@ -45,52 +45,72 @@ class Halo:
     right: int
 
 
-def exact_lines(size: int, core: int, before: int, after: int, stride: int) -> list[Line]:
+def exact_lines(size: int, core: int, before: int, after: int, step: int) -> list[Line]:
     """Windows whose kept parts are those of the whole picture.
 
     Kept parts are ``core`` long and follow one another; windows reach ``before`` and ``after`` further, start at
-    multiples of the total stride and end early only where the picture does.
+    multiples of ``step`` and end early only where the picture does.
 
     Args:
         size: of the picture.
-        core: a multiple of the stride.
+        core: a multiple of the step.
         before: halo in front.
         after: halo behind.
-        stride: total stride of the model.
+        step: windows start at its multiples, see :attr:`densectx.inference.tiling.Tiling.step`.
 
     Raises:
-        ConfigError: a core that is no multiple of the stride.
+        ConfigError: as :func:`check_core`.
     """
-    if core < stride or core % stride:
-        raise ConfigError(f"a tile of {core} pixels: the model's stride is {stride}; take a multiple of it.")
+    check_core(core, step)
     lines = []
     for first in range(0, size, core):
         last = min(first + core, size)
-        start = max(first - before, 0) // stride * stride
+        start = max(first - before, 0) // step * step
         lines.append(Line(slice(start, min(last + after, size)), slice(first, last)))
     return lines
 
 
-def overlapping_lines(size: int, side: int, overlap: int, stride: int) -> list[Line]:
+def check_core(core: int, step: int) -> None:
+    """Refuse kept parts that :func:`exact_lines` cannot make.
+
+    Raises:
+        ConfigError: a core that is no multiple of the step.
+    """
+    if core < step or core % step:
+        raise ConfigError(
+            f"a tile of {core} pixels: this model's tiles start at multiples of {step}; take one of them."
+        )
+
+
+def overlapping_lines(size: int, side: int, overlap: int, step: int) -> list[Line]:
     """Windows of one size that overlap; everything seen is kept, with the weights of :func:`weights`.
 
     Args:
         size: of the picture.
-        side: of the windows, a multiple of the stride.
+        side: of the windows, a multiple of the step.
         overlap: least pixels that neighbours share, below ``side``.
-        stride: windows start at its multiples.
+        step: windows start at its multiples.
 
     Raises:
-        ConfigError: a side that is no multiple of the stride, or too small for its overlap.
+        ConfigError: as :func:`check_side`.
     """
-    step = (side - overlap) // stride * stride
-    if side % stride or step < stride:
+    check_side(side, overlap, step)
+    apart = (side - overlap) // step * step
+    count = 1 if size <= side else 1 + -(-(size - side) // apart)
+    return [Line(*(slice(first * apart, min(first * apart + side, size)),) * 2) for first in range(count)]
+
+
+def check_side(side: int, overlap: int, step: int) -> None:
+    """Refuse windows that :func:`overlapping_lines` cannot make.
+
+    Raises:
+        ConfigError: a side that is no multiple of the step, or too small for its overlap.
+    """
+    if side % step or side - overlap < step:
         raise ConfigError(
-            f"windows of {side} pixels with {overlap} shared: the model's stride is {stride}; take a multiple of it,"
-            f" at least {2 * stride}."
+            f"windows of {side} pixels with {overlap} shared: this model's windows start at multiples of {step}; take"
+            f" one of them, at least {2 * step}."
         )
-    count = 1 if size <= side else 1 + -(-(size - side) // step)
-    return [Line(*(slice(first * step, min(first * step + side, size)),) * 2) for first in range(count)]
 
 
 def weights(lines: list[Line]) -> list[NDArray[np.float64]]:

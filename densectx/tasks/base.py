@@ -67,6 +67,9 @@ class Task(nn.Module, ABC):
             class of the source), ``"labels"`` (an independent probability for each class), ``"restored"`` (the input,
             improved: gray if the input is), ``"values"`` (numbers that are no picture: metres, disparities) or
             ``"image"`` (any other picture if it has 1 or 3 channels, else numbers).
+        period: pixels of the image, along each axis, after which what the task makes of it repeats: windows of a large
+            image start at its multiples. Above 1 where places have a meaning: 2 for a Bayer mosaic, in which every
+            second row and column begins with the same colour. A window that starts elsewhere is read as another image.
         turns: whether a turned or mirrored image may be answered and the answer turned back (``predict --tta``);
             false where places have a meaning, as in a mosaic.
     """
@@ -84,6 +87,7 @@ class Task(nn.Module, ABC):
     convention: str = ""
     on_colour: Literal["per_channel", "luma", "gray"] = "gray"
     output: Literal["classes", "labels", "restored", "values", "image"] = "image"
+    period: int = 1
     turns: bool = True
 
     def __init__(self, source: str, weight: float, *, channels: int, in_channels: int, maps: int = 0) -> None:

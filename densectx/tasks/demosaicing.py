@@ -45,6 +45,7 @@ class Demosaicing(Task, Counting):
     score = Score("cpsnr", "bilinear")
     convention = f"8-bit RGB, crop {BORDER}, per image, peak 255"
     output = "image"
+    period = 2  # of the pattern, which begins at the upper left pixel of what it is given
     turns = False
 
     def __init__(

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densectx.errors import ConfigError
+from densectx.inference.tiler import Setting
+from densectx.inference.tiling import Tiling
 from densectx.model import DenseModel
 from densectx.nn.precision import full
 from densectx.testing.modules import check_answer, check_like, check_untouched
@@ -112,6 +115,28 @@ def answers_one_by_one(case: TaskCase) -> None:
         error = difference(case.predict(model, images[row]), together[row])
         advice = "take no statistics, maxima or clamps over the batch dimension; use norms in evaluation mode"
         expect(error < CLOSE, f"alone an image's answer differs by {error:.3g} from that in a batch", advice)
+
+
+def answers_alike_in_tiles(case: TaskCase) -> None:
+    """Exact tiles give the answer of the whole image; a task whose field is infinite or unknown has none."""
+    model = case.model().eval()
+    tiles = Tiling(model, [KEY], Setting(), lambda image, options: model.predict(image, [KEY], options))
+    try:
+        halo = tiles.halo
+    except ConfigError:  # what it does to an image cannot be followed: it is refused in tiles
+        return
+    if halo is None:
+        return
+    core = 15 * tiles.step  # an odd number of steps: windows start at odd and at even ones
+    image = _images(case, 1, (9, halo.left + 3 * core))[0]
+    options = model.resolve(image, [KEY], {f"{KEY}.{name}": value for name, value in case.options.items()})
+    tiles.setting = Setting("exact", core)
+    error = difference(tiles(image, options)[KEY], tiles.model.predict(image, [KEY], options)[KEY])
+    expect(
+        error < CLOSE,
+        f"in exact tiles an image's answer differs by {error:.3g} from that of the whole",
+        "set the class attribute period to the pixels after which inputs() repeats (2 for a Bayer mosaic)",
+    )
 
 
 def answers_gray_images(case: TaskCase) -> None:

@@ -67,7 +67,7 @@ def declares_what_exists(case: TaskCase) -> None:
             key in SAMPLE_KEYS, f"requires names {key!r}", f"samples have {', '.join(SAMPLE_KEYS)}; see densectx.types"
         )
     expect("image" in task.requires, "requires lacks 'image'", 'set requires = ("image", ...)')
-    for attribute in ("scale", "input_scale"):
+    for attribute in ("scale", "input_scale", "period"):
         value = getattr(task, attribute)
         expect(
             isinstance(value, int) and value >= 1, f"{attribute} is {value!r}", "make it a whole number of at least 1"

@@ -43,6 +43,7 @@ CHECKS: Final[tuple[Callable[[TaskCase], None], ...]] = (
     task_answers.answers_at_every_size,
     task_answers.answers_at_every_size_with_a_strided_trunk,
     task_answers.answers_one_by_one,
+    task_answers.answers_alike_in_tiles,
     task_answers.answers_gray_images,
     task_answers.answers_are_never_random,
     task_answers.answers_alike_in_bf16,
