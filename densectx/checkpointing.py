@@ -30,7 +30,7 @@ class Checkpoints(Checkpoint):
         every_n_steps: also after every so many optimizer steps, null for not.
         keep: newest files to keep beside those that links lead to, at least 2.
         monitor: logged metric that ``best`` follows, null for the mean over tasks of the relative change of each
-            task's own metric since the first validation.
+            task's own metric since the first validation where it was not 0.
         mode: whether the monitored metric is to rise or fall.
         best_of_tasks: also ``best-<task>.ckpt`` by each task's own metric, where there is more than one task.
         on_error: what follows when a file cannot be written: ``stop`` ends every rank with status 8, ``warn`` goes
@@ -70,8 +70,11 @@ class Checkpoints(Checkpoint):
         """See that the folder can be written; mend the links of a run that was killed between file and link.
 
         Raises:
+            ConfigError: ``monitor`` is of a task and none of its metrics.
             StorageError: on every rank, if the first cannot write there.
         """
+        if isinstance(pl_module, DenseModule):
+            self._check_monitor(pl_module)
         if failure := self._on_first_rank(trainer, self._prepare):
             raise StorageError(failure)
 
@@ -92,7 +95,11 @@ class Checkpoints(Checkpoint):
         if trainer.sanity_checking or trainer.state.fn != "fit" or not isinstance(pl_module, DenseModule):
             return
         before, metrics = dict(self.best), {k: float(v) for k, v in trainer.callback_metrics.items()}
-        values = {"best": self.value(metrics, pl_module)}
+        try:
+            values = {"best": self.value(metrics, pl_module)}
+        except ConfigError:
+            self.save(trainer)  # what was trained until here is not lost by it
+            raise
         if self.best_of_tasks and len(pl_module.model.tasks) > 1:
             values |= {f"best-{key}": now * sign for key, (now, sign) in task_values(metrics, pl_module).items()}
         risen = [name for name, value in values.items() if name not in before or value > before[name][0]]
@@ -126,8 +133,8 @@ class Checkpoints(Checkpoint):
             return -math.inf if math.isnan(now) else now * (1 if self.mode == "max" else -1)
         changes = []
         for key, (now, sign) in task_values(metrics, module).items():
-            first = self.first.setdefault(key, now)
-            changes.append((now - first) / max(abs(first), 1e-12) * sign)
+            first = self.first[key] = self.first.get(key) or now
+            changes.append((now - first) / abs(first) * sign if first else 0.0)
         return sum(changes) / len(changes) if changes else -math.inf
 
     def save(self, trainer: pl.Trainer, best: Sequence[str] = ()) -> bool:
@@ -182,6 +189,14 @@ class Checkpoints(Checkpoint):
             self.best["best"] = (state_dict["best_value"], state_dict["best_step"])
         self.saved_step, self.first = state_dict["saved_step"], dict(state_dict["first"])
         self.files.good.add(self.saved_step)
+
+    def _check_monitor(self, module: DenseModule) -> None:
+        """What other callbacks log is not known before they do."""
+        monitor = self.monitor or ""
+        if not any(monitor.startswith(f"val/{key}/") for key in module.model.tasks):
+            return
+        if monitor not in (names := module.metric_names("val")):
+            raise ConfigError(f"checkpoints: monitor: {unknown('metric', monitor, names)}")
 
     def _prepare(self) -> None:
         """Make the folder ready, on the first rank."""

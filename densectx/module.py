@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from densectx.accumulation import Accumulation, Prepared, check_validation
 from densectx.balancing import make_balancer
@@ -25,7 +26,7 @@ from densectx.normalising import Normaliser
 from densectx.optimizing import MakeOptimizer, MakeScheduler, make_optimizer, make_scheduler, pattern
 from densectx.rng import generator, seed_of
 from densectx.surround import surround_of, with_surround
-from densectx.tasks.base import Target
+from densectx.tasks.base import Target, Task
 from densectx.types import Batch, Spec
 
 
@@ -47,7 +48,7 @@ class DenseModule(pl.LightningModule):
         balancing: method, see :func:`densectx.balancing.make_balancer`.
         seed: counted randomness of samples and dropout starts from it.
         freeze: names of modules of the model (``backbone``, ``tasks.denoising.head``) that are not trained; their
-            batch norms keep their statistics.
+            batch norms keep their statistics. A frozen task still makes the samples of training for the others.
         cache_features: folder where the features of a frozen backbone and projection are kept, see
             :class:`densectx.feature_cache.FeatureCache`; for inputs that come back (whole pictures, mirrored or not).
         param_groups: ``{"match": pattern on parameter names ("backbone.*", "*.bias"), "lr": ...}`` and other options
@@ -96,14 +97,17 @@ class DenseModule(pl.LightningModule):
         self._accumulation = Accumulation(self._normaliser, self._prepare)
         self._recent: dict[str, float] = {}  # losses that were not logged yet: what nobody looks at costs time
         self._idle: set[str] = set(model.tasks)  # tasks without labels on any rank since the last optimizer step
+        self.schedules_anew = False  # True: a run goes on with other options of its optimizer or schedule
         self.refuses_not_finite = True  # False: the finite guard decides at the optimizer step
         self.not_finite: list[str] = []  # terms of the last loss
 
     # training
 
     def on_train_start(self) -> None:
-        """No validation may lie inside an accumulation window."""
+        """No validation may lie inside an accumulation window; the config's rates after a resume that changes them."""
         check_validation(self.trainer)
+        if self.schedules_anew:
+            self._schedule_anew()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout is a function of (seed, batch number, rank), so that nothing has to be stored to repeat it."""
@@ -113,6 +117,9 @@ class DenseModule(pl.LightningModule):
         torch.default_generator.manual_seed(seed) if self.device.type == "cpu" else torch.manual_seed(seed)
         for module in self.frozen:
             module.eval()
+            for task in module.modules():
+                if isinstance(task, Task):
+                    task.training = True  # its parts are held; the samples that it makes stay those of training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; its mean over ranks is the loss of the global batch."""
@@ -143,13 +150,35 @@ class DenseModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Parameter groups by pattern; the schedule steps with the optimizer."""
-        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        named += [(f"balancing.{name}", p) for name, p in self.balancing.named_parameters()]
-        optimizer = make_optimizer(self.make_optimizer, named, self.param_groups)
+        optimizer = self._optimizer()
         if self.make_scheduler is None:
             return optimizer
         scheduler = make_scheduler(self.make_scheduler, optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer(self) -> Optimizer:
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        named += [(f"balancing.{name}", p) for name, p in self.balancing.named_parameters()]
+        return make_optimizer(self.make_optimizer, named, self.param_groups)
+
+    def _schedule_anew(self) -> None:
+        """Give the restored optimizer and schedule the config's options, at the point that the schedule has reached.
+
+        Its state brought those of the checkpoint along.
+        """
+        own, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        assert isinstance(own, Optimizer)  # there is one
+        fresh = self._optimizer()
+        if isinstance(schedule, LRScheduler):
+            assert self.make_scheduler is not None
+            anew = make_scheduler(self.make_scheduler, fresh)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                for _ in range(self.global_step):
+                    anew.step()
+            schedule.load_state_dict(anew.state_dict())
+        for group, new in zip(own.param_groups, fresh.param_groups, strict=True):
+            group.update({option: value for option, value in new.items() if option != "params"})
 
     def on_fit_end(self) -> None:
         """Say whether keeping features was worth it."""
@@ -278,14 +307,22 @@ class DenseModule(pl.LightningModule):
                 " trainer.gradient_clip_val or float32."
             )
 
+    def metric_names(self, stage: str) -> list[str]:
+        """What a validation (``val``) or test (``test``) logs; every rank calls it, and nothing has been counted."""
+        return [f"{stage}/{key}/{name}" for key in self.model.tasks for name in self._computed(key)]
+
     def _log_metrics(self, stage: str) -> None:
         for key in self.model.tasks:
-            metrics = self.model.task(key).metrics
-            with warnings.catch_warnings():  # every rank computes, also one that saw no sample: sums are reduced
-                warnings.filterwarnings("ignore", "The ``compute`` method of metric")
-                values = metrics.compute()
-            self.log_dict({f"{stage}/{key}/{name}": value.float() for name, value in values.items()}, batch_size=1)
-            metrics.reset()
+            self.log_dict({f"{stage}/{key}/{k}": v.float() for k, v in self._computed(key).items()}, batch_size=1)
+
+    def _computed(self, key: str) -> dict[str, Tensor]:
+        """The metrics of a task, which then count from zero."""
+        metrics = self.model.task(key).metrics
+        with warnings.catch_warnings():  # every rank computes, also one that saw no sample: sums are reduced
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric")
+            values: dict[str, Tensor] = metrics.compute()
+        metrics.reset()
+        return values
 
 
 def _submodule(model: DenseModel, name: str) -> nn.Module:

@@ -41,36 +41,48 @@ def newest_whole(run: Path) -> Path:
     )
 
 
-def refuse_changes(source: str, old: Mapping[str, Any], new: Mapping[str, Any], allowed: Sequence[str]) -> None:
+def refuse_changes(source: str, old: Mapping[str, Any], new: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
     """See that the config is that of the run.
 
     Args:
         source: what ``--resume`` was given.
         old: config in the checkpoint.
         new: the composed one.
-        allowed: key paths below which it may differ.
+        allowed: key paths at and below which it may differ.
+
+    Returns:
+        The key paths where it differs, which all are allowed.
 
     Raises:
-        ConfigError: it differs elsewhere; each key with its old and its new value.
+        ConfigError: it differs elsewhere, each key with its old and its new value; or in what the states of the
+            checkpoint belong to, which nothing allows.
     """
-    changed = [c for c in differences(old, new) if not any(c[0].startswith(a) for a in allowed)]
-    if not changed:
-        return
-    lines = [f"  {key}: {_said(a)} -> {_said(b)}" for key, a, b in changed[:_SHOWN]]
-    if len(changed) > _SHOWN:
-        lines.append(f"  and {len(changed) - _SHOWN} more")
-    raise ConfigError(
-        "\n".join(
-            [
-                f"--resume {source}: the config differs from the run's (its value -> the one given now):",
-                *lines,
-                f"Resume with the run's own config, or say --allow-changed {changed[0][0]} if it is meant.",
-            ]
+    found = list(differences(old, new))
+    if changed := [c for c in found if not any(_below(c[0], a) for a in allowed)]:
+        lines = [f"  {key}: {_said(a)} -> {_said(b)}" for key, a, b in changed[:_SHOWN]]
+        if len(changed) > _SHOWN:
+            lines.append(f"  and {len(changed) - _SHOWN} more")
+        raise ConfigError(
+            "\n".join(
+                [
+                    f"--resume {source}: the config differs from the run's (its value -> the one given now):",
+                    *lines,
+                    f"Resume with the run's own config, or say --allow-changed {changed[0][0]} if it is meant.",
+                ]
+            )
         )
-    )
+    for key, before, now in found:
+        if _is_of_states(key, before, now):
+            raise ConfigError(
+                f"--resume {source}: {key}: {_said(before)} -> {_said(now)} cannot change in a run that goes on: what"
+                " its checkpoint remembers belongs to the old one. Start a new run from its weights: --init_from RUN."
+            )
+    return [key for key, _, _ in found]
 
 
 _ABSENT = object()
+_ORDERED = ("model.tasks", "data.sources")
+"""What an optimizer knows of a parameter is stored by its place; sources take turns in their order."""
 
 
 @final
@@ -84,13 +96,31 @@ class _Order(tuple[str, ...]):
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Dotted key paths whose values differ, with both."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        if path == "model.tasks" and old.keys() == new.keys() and [*old] != [*new]:
-            yield path, _Order(old), _Order(new)  # what an optimizer knows of a parameter is stored by its place
+        if path in _ORDERED and old.keys() == new.keys() and [*old] != [*new]:
+            yield path, _Order(old), _Order(new)
         for key in sorted({*old, *new}, key=str):
             below = f"{path}.{key}" if path else str(key)
             yield from differences(old.get(key, _ABSENT), new.get(key, _ABSENT), below)
     elif old != new:
         yield path, old, new
+
+
+def _is_of_states(key: str, before: Any, now: Any) -> bool:
+    """Whether a change leaves no use for the states of optimizer, schedule or balancing; options of them may change."""
+    if key in ("model.optimizer", "model.lr_scheduler"):
+        return True  # one of the two is none
+    if key == "model.param_groups":
+        return _patterns(before) != _patterns(now)
+    states = ("model.optimizer.class_path", "model.lr_scheduler.class_path", "model.balancing", "model.freeze")
+    return any(_below(key, one) for one in states)
+
+
+def _patterns(groups: Any) -> list[Any]:
+    return [group.get("match") for group in groups] if isinstance(groups, list) else []
+
+
+def _below(key: str, path: str) -> bool:
+    return key == path or key.startswith((f"{path}.", f"{path}["))
 
 
 def _said(value: Any) -> str:

@@ -241,7 +241,92 @@ def test_a_changed_config_is_refused_with_old_and_new_values(fit, capsys):
     said = capsys.readouterr().err
     assert len(said[said.index("densectx: error") :].strip().splitlines()) <= 20
     assert "and 14 more" in said
-    fit("run", "--resume", str(run), "--model.optimizer.init_args.lr=0.5", "--allow-changed", "model.optimizer")
+    allowed = ["--allow-changed", "model.optimizer", "--allow-changed", "model.tasks.denoising"]
+    fit("run", "--resume", str(run), *allowed, "--model.tasks.denoising_too=null", status=2)
+    other = "--model.tasks.denoising_too={name: denoising, source: mosaic, sigma: 5}"
+    fit("run", "--resume", str(run), *allowed, other, status=2)
+    assert "model.tasks.denoising_too: (not there) ->" in capsys.readouterr().err, "another key with the same beginning"
+
+
+def test_the_order_of_sources_is_a_change(fit, tmp_path, capsys):
+    second = "--data.sources.other={name: mosaic, size: 16, length: 8, val_length: 2, batch_size: 4}"
+    run = fit("run", second, "--data.sampling=alternate")
+    turned = yaml.safe_load((run / "config.yaml").read_text())
+    turned["data"]["sources"] = dict(reversed(turned["data"]["sources"].items()))
+    (tmp_path / "turned.yaml").write_text(yaml.safe_dump(turned, sort_keys=False))
+    assert main(["fit", "-c", "turned.yaml", "--resume", str(run), "--no-report"]) == 2
+    assert "  data.sources: mosaic, other -> other, mosaic" in capsys.readouterr().err
+
+
+def test_options_of_optimizer_and_schedule_that_change_on_resume_count(fit):
+    schedule = "{class_path: torch.optim.lr_scheduler.PolynomialLR, init_args: {total_iters: '${trainer.max_steps}'}}"
+    words = [f"--model.lr_scheduler={schedule}", "--trainer.log_every_n_steps=1"]
+    run = fit("run", *words)
+    before = torch.load(run / "checkpoints" / "step-4.ckpt", weights_only=True)["optimizer_states"][0]
+    words += ["--trainer.max_steps=8", "--model.optimizer.init_args.lr=0.5"]
+    words += ["--model.optimizer.init_args.weight_decay=0.25"]
+    allowed = [
+        word for key in ("model.optimizer", "model.lr_scheduler", "trainer") for word in ("--allow-changed", key)
+    ]
+    fit("run", *words, "--resume", str(run), *allowed)
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    rates = {int(row["step"]): float(row["lr-SGD"]) for row in rows if row.get("lr-SGD")}
+    expected = [0.01 * (1 - step / 4) for step in range(4)] + [0.5 * (1 - step / 8) for step in range(4, 8)]
+    assert [rates[step] for step in range(8)] == pytest.approx(expected)
+    after = torch.load(run / "checkpoints" / "step-8.ckpt", weights_only=True)["optimizer_states"][0]
+    assert after["param_groups"][0]["weight_decay"] == 0.25
+    assert before["param_groups"][0]["weight_decay"] == 0
+    again = fit("again", *words, "--trainer.max_steps=4")  # the momentum went on: a fresh one moves otherwise
+    weights = [state(one)["state_dict"]["model.backbone.layers.0.weight"] for one in (run, again)]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.optimizer={class_path: torch.optim.AdamW, init_args: {lr: 0.01}}",
+        "model.lr_scheduler={class_path: densectx.schedules.WarmupPoly, init_args: {total_steps: 4}}",
+        "model.balancing=famo",
+        "model.freeze=[backbone]",
+        "model.param_groups=[{match: '*bias', weight_decay: 0.1}]",
+    ],
+)
+def test_what_the_states_belong_to_cannot_change(fit, capsys, change):
+    run = fit("run")
+    fit("run", "--resume", str(run), f"--{change}", "--allow-changed=model", "--trainer.max_steps=6", status=2)
+    fit("run", "--resume", str(run), f"--{change}", "--allow-changed=model", "--allow-changed=trainer", status=2)
+    said = capsys.readouterr().err
+    assert f"{change.partition('=')[0]}" in said
+    assert "cannot change in a run that goes on" in said
+    assert "--init_from RUN" in said
+
+
+def test_a_misspelt_metric_to_monitor_is_refused_before_the_first_step(fit, tmp_path, capsys):
+    callback = "{class_path: densectx.checkpointing.Checkpoints, init_args: {monitor: val/segmentation/mIoU}}"
+    fit("run", f"--trainer.callbacks=[{callback}]", status=2)
+    assert "did you mean 'val/segmentation/miou'" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
+def test_training_is_kept_where_nothing_logs_what_is_monitored(fit, tmp_path):
+    callback = "{class_path: densectx.checkpointing.Checkpoints, init_args: {monitor: mine/score}}"
+    fit("run", f"--trainer.callbacks=[{callback}]", status=2)
+    assert [file.name for file in (tmp_path / "runs").rglob("step-*.ckpt")] == ["step-2.ckpt"]
+
+
+def test_a_first_score_of_zero_is_no_unit_of_change():
+    model = densectx.load(FIXTURE)
+    callback, module = Checkpoints(), densectx.DenseModule(model, torch.optim.SGD)
+    key, other = list(model.tasks)[:2]
+    names = [f"val/{task}/{model.task(task).score.metric}" for task in (key, other)]
+
+    def value(*scores):
+        return callback.value(dict(zip(names, scores, strict=True)), module)
+
+    assert value(0.0, 20.0) == 0
+    assert value(5.0, 20.0) == 0  # the first that can be one
+    assert value(10.0, 20.0) == pytest.approx(0.5)
+    assert value(10.0, 30.0) == pytest.approx(0.75)
 
 
 def archive(file, parts, compression=zipfile.ZIP_STORED):

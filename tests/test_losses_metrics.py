@@ -49,6 +49,12 @@ def test_charbonnier_gradient():
     assert torch.autograd.gradcheck(lambda x: Charbonnier(0.1)(x, target)[0], output)
 
 
+@pytest.mark.parametrize("weight", [-1, float("inf"), float("nan"), "abc", None, [1], True])
+def test_a_weight_of_a_loss_is_a_number_of_at_least_zero(weight):
+    with pytest.raises(ConfigError, match=r"tasks\.depth\.loss\.weight: expected a finite number of at least 0, got"):
+        Criterion(["mse", {"name": "l1", "weight": weight}], "tasks.depth.loss")
+
+
 def test_criterion_lists_terms_with_coefficients():
     criterion = Criterion([{"name": "l1", "weight": 2}, "mse"])
     assert criterion.coefficients == {"l1": 2.0, "mse": 1.0}

@@ -361,6 +361,25 @@ def test_norms_are_exchanged_with_their_activation(kind, model):
             assert torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_frozen_norm_answers_in_the_type_it_is_given(dtype):
+    """As a batch norm in evaluation does, so that everything behind it stays in half precision."""
+    norm = nn.BatchNorm2d(4)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.uniform_(0.5, 2)
+    net = nn.Sequential(norm)
+    reference = norm.eval()
+    set_norm(net, "frozen")
+    x = torch.randn(2, 4, 5, 5).to(dtype)
+    theirs = FrozenBatchNorm2d(4, norm.eps)
+    theirs.load_state_dict(net[0].state_dict())
+    y = net.train()(x)
+    assert y.dtype == dtype
+    assert torch.equal(y, reference(x))
+    torch.testing.assert_close(y.float(), theirs(x.float()), atol=1e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2)
+
+
 def test_group_norm_divides_any_width():
     for width in (1, 3, 12, 40, 96, 100):
         net = nn.Sequential(nn.Conv2d(1, width, 1), nn.BatchNorm2d(width))

@@ -140,6 +140,29 @@ def test_a_task_is_added_to_a_trained_model(fit, capsys):
     assert not torch.equal(new["model.projection.0.weight"], old["model.projection.0.weight"])
 
 
+@pytest.mark.parametrize("frozen", ["tasks.denoising", "tasks"])
+def test_a_frozen_task_still_makes_the_samples_of_training(frozen):
+    """The trunk goes on seeing every level of noise, not the one that is evaluated."""
+    data = densectx.DataModule({"mosaic": {"name": "mosaic", "size": 16, "length": 4, "val_length": 1}})
+    head = {"name": "linear", "dropout": 0.5}
+    tasks = {
+        "denoising": {"name": "denoising", "source": "mosaic", "sigma": [0, 50], "blind": True, "head": head},
+        "super_resolution": {"name": "super_resolution", "source": "mosaic", "scale": 2},
+    }
+    model = densectx.DenseModel.from_config({"backbone": "plain", "projection": None, "tasks": tasks}, data.info())
+    module = densectx.DenseModule(model, torch.optim.SGD, freeze=[frozen])
+    pl.Trainer(
+        max_steps=1, limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    ).fit(module, data)
+    task = model.task("denoising")
+    assert task.training
+    assert not any(part.training for part in task.head.modules())
+    sample = next(iter(data.train_dataloader()))["mosaic"]
+    rngs = [torch.Generator().manual_seed(index) for index in range(4)]
+    x, target = task.prepare(sample, rngs)
+    assert len({float(level) for level in (x - target["image"]).std((1, 2, 3))}) == 4
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
@@ -150,7 +173,7 @@ def test_a_task_is_added_to_a_trained_model(fit, capsys):
         ("--model.optimizer.init_args.lrr=1", "lrr"),
         ("--trainer.max_step=3", "did you mean 'max_steps'"),
         ("--data.sources.mosaic.batch_size=0", "batch_size"),
-        ("--requires=[densectx-nowhere]", "pip install densectx-nowhere"),
+        ("--requires=[nowhere-edges]", "pip install nowhere-edges"),
         ("--init_from=nowhere.ckpt", "nowhere.ckpt"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from densectx.errors import ConfigError
 from densectx.losses.base import Countable, Form
 from densectx.registry import LOSSES
+from densectx.typecheck import fits
 from densectx.types import Spec, Terms
 
 _WORDS: dict[Form, str] = {"ids": "class ids", "labels": "labels of 0 or 1", "numbers": "numbers"}
@@ -24,6 +26,9 @@ class Criterion(nn.Module):
         where: key path for messages.
         form: what the task's target is; losses that are not for it are refused. Null refuses none.
         runtime: arguments that the task supplies to losses that take them.
+
+    Raises:
+        ConfigError: no loss, one listed twice, one that is not for the target, a weight that is negative or no number.
 
     Attributes:
         coefficients: {term: weight in the sum}.
@@ -40,7 +45,9 @@ class Criterion(nn.Module):
         self.coefficients: dict[str, float] = {}
         for one in specs:
             options = {"name": one} if isinstance(one, str) else dict(one)
-            coefficient = float(options.pop("weight", 1.0))
+            coefficient: Any = options.pop("weight", 1.0)
+            if not fits(coefficient, float) or not 0 <= coefficient < math.inf:
+                raise ConfigError(f"expected a finite number of at least 0, got {coefficient!r}.", f"{where}.weight")
             LOSSES.check(options, runtime, where)
             _check_form(str(options["name"]), form, where)
             loss = LOSSES.build(options, where, **runtime)
@@ -48,7 +55,7 @@ class Criterion(nn.Module):
             if name in self.coefficients:
                 raise ConfigError(f"{where}: loss {name!r} is listed twice.")
             self.terms[name] = loss
-            self.coefficients[name] = coefficient
+            self.coefficients[name] = float(coefficient)
         if not self.coefficients:
             raise ConfigError(f"{where}: at least one loss is needed.")
         self.countable = frozenset(name for name, loss in self.terms.items() if isinstance(loss, Countable))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias, final
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 Norm: TypeAlias = Literal["batch", "group", "none", "frozen", "per_input"]
@@ -85,6 +86,18 @@ def spread(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor
     return found
 
 
+@final
+class Frozen(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
+    """A batch norm that nothing changes: statistics, scale and shift are buffers; (B, C, H, W) of x's own dtype.
+
+    torchvision's forward answers in float32 whatever x is, and so would every layer behind it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 def set_norm(module: nn.Module, kind: Norm, inputs: Sequence[str] = ()) -> int:
     """Exchange every batch norm inside a module, in place; other kinds of normalisation stay as they are.
 
@@ -123,7 +136,7 @@ def _exchanged(norm: nn.BatchNorm2d, kind: Norm) -> nn.Module:
 def _convert(norm: nn.BatchNorm2d, kind: Norm) -> nn.Module:
     if kind == "none":
         return nn.Identity()
-    new = FrozenBatchNorm2d(norm.num_features, norm.eps) if kind == "frozen" else make_norm("group", norm.num_features)
+    new = Frozen(norm.num_features, norm.eps) if kind == "frozen" else make_norm("group", norm.num_features)
     names = ("weight", "bias", "running_mean", "running_var") if kind == "frozen" else ("weight", "bias")
     for name in names:
         source = getattr(norm, name, None)

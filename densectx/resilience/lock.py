@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -26,7 +27,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     A record lock (``fcntl``): it ends with the process however that ends, and loader processes do not inherit it. The
     file says who holds it. What a killed run left is taken over, which is said; a holder on another host, where the
-    file system does not carry locks, cannot be seen: that is said as well.
+    file system does not carry locks, cannot be seen: that is said as well, and so is a file system without any locks.
 
     Raises:
         ConfigError: another process of this host, or of one that shares locks with it, holds the folder.
@@ -36,10 +37,10 @@ def locked(folder: Path) -> Iterator[None]:
         return
     file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise _held(folder, _content(file)) from None
+        if why := _refused(file, folder):
+            sys.stderr.write(
+                f"densectx: warning: {folder} cannot be locked ({why}): see that one run at a time uses it.\n"
+            )
         if (before := _content(file)) is not None:
             sys.stderr.write(f"densectx: warning: {_stale(folder, before)}\n")
         _write(file, {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%F %T")})
@@ -67,13 +68,29 @@ def refuse_held(arguments: Sequence[str]) -> None:
         for folder in (given, given.parent.parent):
             if not (folder / NAME).is_file():
                 continue
-            file = os.open(folder / NAME, os.O_RDWR)
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file = os.open(folder / NAME, os.O_RDWR)
             except OSError:
-                raise _held(folder, _content(file)) from None
+                continue  # not ours to write: :func:`locked` says so
+            try:
+                _refused(file, folder)
             finally:
                 os.close(file)
+
+
+def _refused(file: int, folder: Path) -> str:
+    """Take the lock; why the file system has none to give (NFS without its lock service), empty if it was taken.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise _held(folder, _content(file)) from None
+        return error.strerror or str(error)
+    return ""
 
 
 def _held(folder: Path, holder: dict[str, Any] | None) -> ConfigError:

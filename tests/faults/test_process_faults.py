@@ -1,7 +1,9 @@
 """A run on one process that is signalled, starved, hung or asked for nonsense."""
 
 import csv
+import errno
 import json
+import os
 import random
 import re
 import signal
@@ -16,7 +18,7 @@ import torch
 
 from densectx.checkpoint import read
 from densectx.errors import ConfigError
-from densectx.resilience.lock import locked
+from densectx.resilience.lock import locked, refuse_held
 
 pytestmark = pytest.mark.xdist_group("processes")  # one at a time: they measure how long things take
 
@@ -261,6 +263,29 @@ def test_a_folder_takes_one_run_at_a_time(fork_server, folder, capsys):
         assert "process 1 on elsewhere, since yesterday, another host: taken over" in capsys.readouterr().err
     with locked(run):
         assert not capsys.readouterr().err, "given back"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capsys, number):
+    """NFS without its lock service, Lustre without flock: every run would be refused for ever."""
+
+    def none(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", none)
+    with locked(tmp_path):
+        assert f"{tmp_path} cannot be locked ({os.strerror(number)})" in capsys.readouterr().err
+        refuse_held(["--resume", str(tmp_path)])
+
+
+def test_a_run_that_cannot_be_written_is_not_held(tmp_path, monkeypatch):
+    (tmp_path / ".lock").touch()
+
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.open", refused)  # root may open anything
+    refuse_held(["--resume", str(tmp_path)])
 
 
 @pytest.mark.fault("T22")
