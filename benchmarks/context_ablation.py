@@ -87,15 +87,17 @@ def half(camvid: Path, out: Path) -> None:
 
 def train(work: Path, name: str, seed: int, steps: int, flags: list[str]) -> Path:
     """Run ``densectx fit`` unless it has been run; returns the run folder."""
-    run = work / "runs" / name / "0"
-    if (run / "seconds").exists():
-        return run
+    folder = work / "runs" / name
+    done = next((run for run in sorted(folder.glob("*")) if (run / "seconds").exists()), None)
+    if done is not None:
+        return done
     command = [sys.executable, "-m", "densectx", "fit", "-c", CONFIG, "--seed_everything", str(seed)]
     command += ["--data.sources.camvid.root", str(work / "camvid_half"), "--name", name]
     command += ["--trainer.default_root_dir", str(work / "runs"), "--trainer.max_steps", str(steps)]
     command += ["--trainer.val_check_interval", str(min(steps, 100)), "--trainer.enable_progress_bar", "false", *flags]
     began = time.perf_counter()
     subprocess.run(command, check=True, cwd=ROOT)
+    run = max(folder.glob("*"), key=lambda path: int(path.name))  # one that was cut off before has a number below
     (run / "seconds").write_text(f"{time.perf_counter() - began:.0f}\n", encoding="utf-8")
     return run
 

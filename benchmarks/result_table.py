@@ -27,9 +27,10 @@ INTRO = """# Results
 
 Written by `python benchmarks/results.py readme` from `benchmarks/results/*.json`, not by hand. A row's file also has
 its config, seed, commit, machine, learning curve and, for segmentation, the IoU of each class. `must` and `aim` are
-what was to be reached (`benchmarks/targets.yaml`); `not run` means that there is no result yet. Parameters are those
-of the whole model, multiply-adds (MAC) those of one task for a pixel of its input image, minutes those of the whole
-training with its validations. The data are for research use; no picture of them is in this repository.
+what was to be reached (`benchmarks/targets.yaml`); `not run` means that there is no result yet. A value is that of the
+run's best checkpoint by validation. Parameters are those of the whole model, multiply-adds (MAC) those of one task for
+a pixel of its input image, minutes those of the whole training with its validations. The data are for research use; no
+picture of them is in this repository.
 """
 
 

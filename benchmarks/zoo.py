@@ -27,9 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from densectx.checkpoint import locate, read
+from densectx.model_names import ZOO_NAMES as NAMES
 
 PACKAGE = ROOT / "plugins" / "densectx-zoo"
-NAMES = ("denoise-gray", "denoise-color", "sr-x2", "sr-x3", "sr-x4", "colorize", "segment-camvid", "multitask")
 ONE, ALL = 4_000_000, 20_000_000  # bytes
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 TERMS = {

@@ -74,8 +74,8 @@ def build_module(
             become.
         ablate: trunk_zero feeds the heads zeros instead of features.
         lr_scheduler: class_path and init_args, stepped every optimizer step.
-        balancing: fixed, uncertainty, dwa, famo, gradnorm, pcgrad, mgda, imtl_g, upgrad or nash_mtl, or
-            {name: gradnorm, alpha: 1.5}; {name: fixed, watch: true} measures how the gradients of tasks agree.
+        balancing: method, see ``densectx list balancing``, or {name: gradnorm, alpha: 1.5}; each takes ``watch: true``
+            (measure how the gradients of tasks agree) and ``of: weights | features`` (what these are taken of) too.
         freeze: names of modules that are not trained.
         cache_features: folder where the features of a frozen backbone and projection are kept.
         param_groups: list of {match: pattern on parameter names, lr: ...}; the first that matches counts.

@@ -68,6 +68,18 @@ BUILTIN: dict[str, dict[str, str]] = {
         "ssim": "densectx.losses.ssim:SSIM",
         "tversky": "densectx.losses.region:Tversky",
     },
+    "balancing": {
+        "dwa": "densectx.balancing.by_loss:DWA",
+        "famo": "densectx.balancing.by_loss:FAMO",
+        "fixed": "densectx.balancing.by_loss:Fixed",
+        "gradnorm": "densectx.balancing.by_gradient:GradNorm",
+        "imtl_g": "densectx.balancing.by_gradient:IMTLG",
+        "mgda": "densectx.balancing.by_gradient:MGDA",
+        "nash_mtl": "densectx.balancing.by_gradient:NashMTL",
+        "pcgrad": "densectx.balancing.by_gradient:PCGrad",
+        "uncertainty": "densectx.balancing.by_loss:Uncertainty",
+        "upgrad": "densectx.balancing.by_gradient:UPGrad",
+    },
     "models": {
         "dilation7_kitti": "densectx.published.dilation:dilation7_kitti",
         "dilation8_camvid": "densectx.published.dilation:dilation8_camvid",

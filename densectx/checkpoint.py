@@ -15,8 +15,10 @@ from densectx import __version__
 from densectx.archive import check_header, damage, load_archive
 from densectx.budget import Budget
 from densectx.checkpoint_files import newest_first
+from densectx.distributions import how_to_install
 from densectx.errors import CheckpointError, ConfigError, PluginError
 from densectx.model import DenseModel
+from densectx.model_names import where_to_get
 from densectx.nn.norm import spread
 from densectx.registry import BACKBONES, CONTEXTS, HEADS, LOSSES, MODELS, TASKS, Registry
 from densectx.types import SourceInfo
@@ -139,7 +141,7 @@ def locate(path: str | Path) -> Path:
             f" `densectx convert caffe|drn|vgg FILE --net {path} -o OUT.safetensors`."
         )
     known = f" Known model names: {', '.join(MODELS.names())}." if MODELS.names() else ""
-    raise CheckpointError(f"{path}: no such file, run folder or model name.{known}")
+    raise CheckpointError(f"{path}: no such file, run folder or model name.{where_to_get(str(path))}{known}")
 
 
 def from_header(info: Mapping[str, Any], path: str | Path, weights: Mapping[str, Tensor] | None = None) -> DenseModel:
@@ -175,7 +177,8 @@ def _check_plugins(needed: Mapping[str, str], path: str | Path) -> None:
             version(distribution)
         except PackageNotFoundError:
             raise PluginError(
-                f"{path}: the model needs {distribution} {release}, which is not installed: pip install {distribution}."
+                f"{path}: the model needs {distribution} {release}, which is not installed:"
+                f" {how_to_install(distribution)}."
                 " Its weights can be had without it: densectx.checkpoint.to_safetensors."
             ) from None
 

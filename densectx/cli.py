@@ -25,7 +25,7 @@ COMMANDS = {
     "doctor": "whether this machine, and the cluster around it, can train",
     "shard": "the data of a config as tar shards with an index: few large files",
     "lint": "look the data of a config over before hours of training",
-    "list": "what is registered: backbones, contexts, heads, tasks, datasets, losses, models",
+    "list": "what is registered: backbones, contexts, heads, tasks, datasets, losses, balancing, models",
     "show": "origin, options and documentation of one registered name",
 }
 

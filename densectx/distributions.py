@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 PREFIX = "densectx."
+
+
+def how_to_install(requirement: str) -> str:
+    """What to type for a requirement such as ``numpy>=2`` that is missing, without a full stop.
+
+    densectx and the plug-ins of its repository are not on PyPI, where their names are anybody's to take, so these are
+    installed from a checkout.
+    """
+    match = re.match(r"\s*([\w.-]+)\s*(\[[^]]*\])?", requirement)
+    name = re.sub(r"[-_.]+", "-", match[1]).lower() if match else ""
+    if match is None or not (name == "densectx" or name.startswith("densectx-")):
+        return f"pip install {shlex.quote(requirement)}"
+    folder = ("." if name == "densectx" else f"./plugins/{name}") + (match[2] or "")
+    return f"pip install {shlex.quote(folder)} in a checkout of densectx ({name} is not on PyPI)"
 
 
 def external(kind: str) -> tuple[EntryPoint, ...]:

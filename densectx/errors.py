@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Self
 
 
 class DensectxError(Exception):
@@ -12,26 +13,30 @@ class DensectxError(Exception):
     status = 1
 
 
-class ConfigError(DensectxError):
-    """A config, an option or a call that cannot work (status 2).
+class PlacedError(DensectxError):
+    """An error that may know which key of a config it is about.
 
     Args:
         message: what is wrong, what was expected.
         path: key path in the config, as far as it is known where the error is raised.
     """
 
-    status = 2
-
     def __init__(self, message: str, path: str = "") -> None:
         super().__init__(f"{path}: {message}" if path else message)
         self.message, self.path = message, path
 
-    def within(self, path: str) -> ConfigError:
+    def within(self, path: str) -> Self:
         """The same error, one level further out."""
-        return ConfigError(self.message, ".".join(part for part in (path, self.path) if part))
+        return type(self)(self.message, ".".join(part for part in (path, self.path) if part))
 
 
-class DataError(DensectxError):
+class ConfigError(PlacedError):
+    """A config, an option or a call that cannot work (status 2)."""
+
+    status = 2
+
+
+class DataError(PlacedError):
     """A file or sample that is broken, missing or inconsistent (status 3)."""
 
     status = 3

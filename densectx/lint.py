@@ -13,7 +13,7 @@ from densectx.config import check_keys, compose
 from densectx.data.base import Split
 from densectx.data.causes import Expected
 from densectx.data.findings import Problem, Surveys, problems
-from densectx.data.module import DataModule
+from densectx.data.module import DATA_KEYS, read_here, whole
 from densectx.data.presets import PRESETS
 from densectx.data.survey import Survey, class_weights, look
 from densectx.errors import ConfigError, DataError
@@ -29,12 +29,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status: 0, or 3 where training or evaluation would break.
 
     Raises:
-        ConfigError: the config cannot be read or has no data.
+        ConfigError: a usage error, or the config cannot be read or has no data.
     """
     given = _parser().parse_args(arguments)
     for package in given.allow_import:
         allow_import(package)
-    surveys, infos, expected = survey([given.config, *given.more], given.num_workers)
+    workers = whole(given.num_workers, "--num-workers", least=0)
+    surveys, infos, expected = survey([given.config, *given.more], workers)
     found = [*problems(surveys, infos, expected)]
     if given.json:
         sys.stdout.write(json.dumps(_as_json(surveys, infos, found), indent=1) + "\n")
@@ -67,9 +68,9 @@ def survey(files: Sequence[str], workers: int) -> tuple[Surveys, dict[str, Sourc
     composed = compose(files)
     if not isinstance(composed.values.get("data"), Mapping):
         raise ConfigError(f"{files[0]}: has no data; lint looks at data.sources.")
-    options = {key: value for key, value in composed.values["data"].items() if value is not None}
-    check_keys(options, ("sources", "sampling", "num_workers", "steps_per_epoch", "on_corrupt"), "data", composed)
-    data = DataModule(**{**options, "num_workers": 0})
+    options = composed.values["data"]
+    check_keys(options, DATA_KEYS, "data", composed)
+    data = read_here(options)
     surveys: Surveys = {name: {} for name in data.datasets["train"]}
     expected = {name: _expected(spec) for name, spec in options["sources"].items()}
     for split in get_args(Split):

@@ -14,6 +14,7 @@ from typing import Final, final
 
 import densectx
 from densectx.distributions import unmet
+from densectx.docstrings import plain
 from densectx.errors import ConfigError, unknown
 from densectx.registry import REGISTRIES, Entry, Registry, documentation
 
@@ -155,7 +156,7 @@ def shown(kind: str, name: str) -> str:
     options = registry.options(name)
     lines = [f"{registry.singular} {entry.name}", f"from {entry.origin} ({entry.target})", "", "options:"]
     lines += [f"  {_option(option)}" for option in options.values()] or ["  none"]
-    return "\n".join([*lines, "", documentation(registry.get(name))]).rstrip() + "\n"
+    return "\n".join([*lines, "", plain(documentation(registry.get(name)))]).rstrip() + "\n"
 
 
 def _option(option: inspect.Parameter) -> str:

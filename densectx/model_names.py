@@ -4,11 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, final
 
+from densectx.distributions import how_to_install
 from densectx.errors import ConfigError, PluginError
 from densectx.registry import MODELS
 from densectx.types import SourceInfo
+
+ZOO: Final = "densectx-zoo"
+"""The distribution that trained models come with."""
+
+ZOO_NAMES: Final = (
+    "denoise-gray",
+    "denoise-color",
+    "sr-x2",
+    "sr-x3",
+    "sr-x4",
+    "colorize",
+    "segment-camvid",
+    "multitask",
+)
+"""What its models are called; it may have only some of them yet."""
+
+
+def where_to_get(name: str) -> str:
+    """Of a model name that nothing provides: a sentence, after a space, if it is one of the zoo's; else empty."""
+    if name not in ZOO_NAMES:
+        return ""
+    try:
+        return f" {ZOO} {version(ZOO)} is installed and has no model {name!r} yet."
+    except PackageNotFoundError:
+        return f" {name!r} is a model name of {ZOO}: {how_to_install(ZOO)}."
 
 
 @final
@@ -41,7 +68,10 @@ def named(name: object) -> Named:
         raise ConfigError(f"expected a name of `densectx list models`, got {name!r}.")
     if "${" in name:
         raise ConfigError(f"{name!r} is not known before the files are merged; write the name itself.")
-    given = MODELS.get(name)()
+    try:
+        given = MODELS.get(name)()
+    except ConfigError as error:
+        raise ConfigError(error.message + where_to_get(name), error.path) from None
     has_weights = not isinstance(given, Mapping)
     if has_weights:
         from densectx.checkpoint import read  # needs torch, which a config alone does not

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from densectx.builtin import BUILTIN
 from densectx.distributions import external, unmet
-from densectx.errors import ConfigError, PluginError, suggest, unknown
+from densectx.errors import ConfigError, DataError, PluginError, suggest, unknown
 from densectx.imports import Factory, allow_import, allowed_imports, attribute_of, import_allowed, reason
 from densectx.typecheck import describe, fits
 from densectx.types import Spec
@@ -211,12 +211,13 @@ class Registry(Generic[T]):
         Raises:
             ConfigError, PluginError: as :meth:`check` and :meth:`get`, and what the part refuses; what is built is no
                 part of this kind.
+            DataError: the part reads data that is missing or damaged.
         """
         name, given = self.check(spec, runtime, where, also)
         wanted = self.options(name)
         try:
             built: T = self.get(name)(**given, **{key: value for key, value in runtime.items() if key in wanted})
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             raise error.within(where) from error
         if self.contract and not isinstance(built, attribute_of(self.contract)):
             base = self.contract.replace(":", ".")
@@ -258,8 +259,9 @@ HEADS: Registry[Any] = Registry("heads", BUILTIN["heads"], "densectx.heads.base:
 TASKS: Registry[Any] = Registry("tasks", BUILTIN["tasks"], "densectx.tasks.base:Task")
 DATASETS: Registry[Any] = Registry("datasets", BUILTIN["datasets"], "densectx.data.base:Dataset")
 LOSSES: Registry[Any] = Registry("losses", BUILTIN["losses"], "densectx.losses.base:Loss")
+BALANCING: Registry[Any] = Registry("balancing", BUILTIN["balancing"], "densectx.balancing.base:Balancing")
 MODELS: Registry[Any] = Registry("models", BUILTIN["models"])
 
 REGISTRIES: dict[str, Registry[Any]] = {
-    registry.kind: registry for registry in (BACKBONES, CONTEXTS, HEADS, TASKS, DATASETS, LOSSES, MODELS)
+    registry.kind: registry for registry in (BACKBONES, CONTEXTS, HEADS, TASKS, DATASETS, LOSSES, BALANCING, MODELS)
 }

@@ -14,7 +14,7 @@ from typing import Any, Final, get_args
 
 from densectx.config import check_keys, compose
 from densectx.data.base import Dataset, FromFiles, Split
-from densectx.data.module import RESERVED, DataModule
+from densectx.data.module import DATA_KEYS, RESERVED, read_here, whole
 from densectx.data.shards_output import FORMAT, SUMMARY, is_there, write_all
 from densectx.errors import ConfigError, DataError
 from densectx.parsing import Parser
@@ -47,19 +47,20 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status 0.
 
     Raises:
-        ConfigError: the config has no data, or the output belongs to something else.
+        ConfigError: a usage error, the config has no data, or the output belongs to something else.
         DataError: a sample cannot be read.
         StorageError: a file cannot be written.
     """
     given = _parser().parse_args(arguments)
     for package in given.allow_import:
         allow_import(package)
+    workers, size = whole(given.num_workers, "--num-workers", least=0), _bytes(given.size)
     sources, specs = _sources([given.config, *given.more])
-    out, size, said = Path(given.out), _bytes(given.size), sys.stderr.write
+    out, said = Path(given.out), sys.stderr.write
     inputs = _inputs(sources, specs, size)
     status = "skipped" if is_there(out, inputs, overwrite=given.overwrite) else "done"
     if status == "done":
-        summary = write_all(out, sources, inputs, size, given.num_workers, _Progress)
+        summary = write_all(out, sources, inputs, size, workers, _Progress)
         for name, splits in sources.items():
             for split in sorted(set(get_args(Split)) - set(splits)):
                 said(f"densectx: shard: {name} has no {split} samples\n")
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+)\s*([KMG]?I?B)?", text.upper())
+    match = re.fullmatch(r"(\d+)\s*((?:[KMG]I?)?B)?", text.upper())
     if match is None or int(match[1]) < 1:
         raise ConfigError(f"--size {text!r}: expected a size such as 256MB or 1GB.")
     return int(match[1]) * _UNITS[match[2] or "B"]
@@ -99,9 +100,9 @@ def _sources(files: Sequence[str]) -> tuple[dict[str, dict[str, Dataset]], dict[
     composed = compose(files)
     if not isinstance(composed.values.get("data"), Mapping):
         raise ConfigError(f"{files[0]}: has no data; shard writes data.sources.")
-    options = {key: value for key, value in composed.values["data"].items() if value is not None}
-    check_keys(options, ("sources", "sampling", "num_workers", "steps_per_epoch", "on_corrupt"), "data", composed)
-    data = DataModule(**{**options, "num_workers": 0})
+    options = composed.values["data"]
+    check_keys(options, DATA_KEYS, "data", composed)
+    data = read_here(options)
     found: dict[str, dict[str, Dataset]] = {name: {} for name in data.datasets["train"]}
     for name in found:
         if not re.fullmatch(r"\w[\w.-]*", name):

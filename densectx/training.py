@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import inspect
 import re
-import shlex
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,9 +25,10 @@ from densectx.checkpoint import init_from, load_weights, locate, read
 from densectx.classpaths import check_class_paths
 from densectx.config import Composed, check_keys, compose, dump
 from densectx.data import fingerprint
-from densectx.data.module import DataModule
+from densectx.data.module import DATA_KEYS, DataModule
+from densectx.distributions import how_to_install
 from densectx.errors import ConfigError, DataError, DensectxError, PluginError, StorageError
-from densectx.model import DenseModel
+from densectx.module import DenseModule
 from densectx.precision import native_precision
 from densectx.registry import allow_import
 from densectx.report.build import write_report
@@ -45,6 +45,7 @@ from densectx.usage import help_text
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 _REPORTED = 64  # samples of each source that the report of a fit looks at, or trainer.limit_val_batches if less
+_RATES = ("model.optimizer", "model.lr_scheduler", "model.param_groups")
 _OPTIONS: dict[str, Takes] = {
     "--allow-changed": "values",
     "--allow-import": "values",
@@ -96,9 +97,7 @@ def main(command: str, argv: Sequence[str]) -> int:
         if command == "fit":
             held.enter_context(locked(folder))
         trainer, module, data = instantiate(config, folder, command, composed.base)
-        checkpoint = _checkpoint(
-            command, source, run, config, module.model, arguments.options.get("--allow-changed", [])
-        )
+        checkpoint = _checkpoint(command, source, run, config, module, arguments.options.get("--allow-changed", []))
         if command == "fit":
             if config.get("init_from") and checkpoint is None:
                 rank_zero_info(init_from(module.model, config["init_from"]))
@@ -226,7 +225,7 @@ def _check_requires(config: Mapping[str, Any]) -> None:
     if not fits(needed, list[str]):
         raise ConfigError(f"requires: expected a list of distributions, got {needed!r}.")
     for text in needed:
-        fix = f"pip install {shlex.quote(text)}"
+        fix = how_to_install(text)
         try:
             requirement = Requirement(text)
             found = version(requirement.name)
@@ -244,7 +243,7 @@ def _check_keys(composed: Composed) -> None:
     check_keys(config, TOP_LEVEL, "", composed)
     known = {
         "model": set(inspect.signature(build_module).parameters) - {"sources", "seed"} | {"name"},
-        "data": set(inspect.signature(DataModule).parameters) - {"seed"},
+        "data": DATA_KEYS,
         "trainer": set(inspect.signature(pl.Trainer).parameters),
     }
     for key, names in known.items():
@@ -287,7 +286,7 @@ def _checkpoint(
     source: str | None,
     run: Path | None,
     config: Mapping[str, Any],
-    model: DenseModel,
+    module: DenseModule,
     allowed: Sequence[str],
 ) -> Path | None:
     """The file to start from, checked against the config."""
@@ -299,8 +298,9 @@ def _checkpoint(
         return None
     file = newest_whole(run) if source == "auto" or Path(source).is_dir() else Path(source)
     weights, info = read(file)
-    refuse_changes(source, info["config"], config, allowed)
-    load_weights(model, weights, f"--resume {source}: {file}")
+    changed = refuse_changes(source, info["config"], config, allowed)
+    module.schedules_anew = any(key.startswith(_RATES) for key in changed)
+    load_weights(module.model, weights, f"--resume {source}: {file}")
     return file
 
 

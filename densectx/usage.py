@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-
 from densectx.building import build_module
 from densectx.data.module import DataModule
+from densectx.data.transforms import Augment
+from densectx.docstrings import arguments, first_sentence
 
 
 def help_text(command: str) -> str:
@@ -15,16 +15,26 @@ def help_text(command: str) -> str:
         "",
         "Files merge deeply in order, flags override single keys; unknown keys are refused. Keys:",
         "",
+        "  model.name             a model of `densectx list models` to start from; weights too if it has some",
     ]
-    described = _arguments(build_module.__doc__)
+    described = arguments(build_module.__doc__)
     lines += [f"  model.{name:<16} {text}" for name, text in described.items() if name not in ("sources", "seed")]
-    described = _arguments(DataModule.__doc__)
+    described = arguments(DataModule.__doc__)
     lines += [f"  data.{name:<17} {text}" for name, text in described.items() if name != "seed"]
     lines += [
         "  trainer.*              arguments of pytorch_lightning.Trainer",
         "  seed_everything        seed of weights, order, augmentation, noise and dropout (0)",
         "  init_from              file or run whose matching weights are taken",
         "  requires               distributions to name when one is missing",
+        "",
+        "augment of a source, for training only:",
+        "",
+    ]
+    described = arguments(Augment.__doc__)
+    lines += [
+        f"  {name:<22} {first_sentence(text)}" for name, text in described.items() if name not in ("info", "where")
+    ]
+    lines += [
         "",
         "options:",
         "",
@@ -47,18 +57,3 @@ def help_text(command: str) -> str:
         "  DENSECTX_START_TIMEOUT seconds in which all ranks have to meet (20; 60 where this command starts them)",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _arguments(text: str | None) -> dict[str, str]:
-    """The arguments of a Google-style docstring with their descriptions on one line."""
-    found: dict[str, str] = {}
-    _, _, section = inspect.cleandoc(text or "").partition("Args:\n")
-    for line in section.splitlines():
-        if not line.startswith("    "):
-            break
-        if line.startswith("     ") and found:
-            found[next(reversed(found))] += " " + line.strip()
-        else:
-            name, _, description = line.strip().partition(": ")
-            found[name] = description
-    return found

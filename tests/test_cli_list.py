@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -246,3 +247,31 @@ def test_show(run, distribute):
             "  mode = 'a'\n\nA task of a plugin.\n"
         )
     assert "(densectx.nn.context:basic)" in run("show", "contexts", "basic")[1]
+
+
+def test_methods_of_balancing_are_listed_and_shown(run):
+    status, out, _ = run("list", "balancing", "--json")
+    assert status == 0
+    assert {"fixed", "gradnorm", "upgrad"} <= set(statuses(out))
+    status, out, _ = run("show", "balancing", "gradnorm")
+    assert status == 0
+    assert "  alpha: float = 1.5\n" in out
+    assert "Chen et al. 2018" in out
+
+
+def test_help_of_training_names_keys_and_options_without_markup(run):
+    from densectx.data.transforms import _OPTIONS
+
+    status, out, _ = run("fit", "--help")
+    assert status == 0
+    assert "  model.name " in out
+    assert "densectx.data.transforms.Augment" in out
+    assert all(f"\n  {option} " in out for option in _OPTIONS)
+    assert not re.search(r"``|:\w+:`", out)
+
+
+def test_shown_documentation_has_no_markup(run):
+    status, out, _ = run("show", "datasets", "image_mask")
+    assert status == 0
+    assert "see densectx.data.reader.read_image" in out
+    assert not re.search(r"``|:\w+:`", out)

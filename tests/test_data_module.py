@@ -15,6 +15,7 @@ from PIL import Image
 from torch import multiprocessing
 from torch.utils.data import DataLoader
 
+from densectx import cli
 from densectx.data.base import Dataset
 from densectx.data.collate import Collate
 from densectx.data.items import Items
@@ -282,8 +283,59 @@ def test_info_and_names():
 def test_no_file_is_touched_before_it_is_needed():
     module = DataModule({"x": {"name": "folder", "root": "/nowhere"}}, num_workers=0)
     assert module.info()["x"].channels == 3
-    with pytest.raises(DataError, match="/nowhere/train"):
+    with pytest.raises(DataError, match=r"^data\.sources\.x\.root: /nowhere: no such folder; set this key"):
         module.train_dataloader()
+
+
+EMPTY = {"name": "folder", "root": ".", "splits": {"train": None, "val": None, "test": None}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({"name": "folder", "root": "data/a"}, "x.root: data/a: no such folder"),
+        ({"name": "image_mask", "preset": "voc", "root": "data/a"}, "x.root: data/a: no such folder"),
+        ({"name": "paired", "preset": "div2k", "scale": 2, "root": "data/a"}, "x.root: data/a: no such folder"),
+        ({"name": "manifest", "file": "data/a/x.csv"}, "x.file: data/a/x.csv: the manifest cannot be read"),
+        (
+            {"name": "concat", "parts": [EMPTY, {"name": "folder", "root": "data/a"}]},
+            "x.parts.1.root: data/a: no such folder",
+        ),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_missing_data_are_named_by_their_key(spec, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DENSECTX_DATA", raising=False)
+    for said in ("not set", "now data"):
+        if said == "now data":
+            monkeypatch.setenv("DENSECTX_DATA", "data")
+        data = DataModule({"x": spec}, num_workers=0)
+        for split in ("train", "val"):
+            with pytest.raises(DataError) as error:
+                len(data.datasets[split]["x"])
+            assert str(error.value).startswith(f"data.sources.{named}")
+            assert f"set DENSECTX_DATA ({said}) to the folder that has a" in str(error.value)
+    monkeypatch.setenv("DENSECTX_DATA", "/elsewhere")
+    with pytest.raises(DataError, match=r"; set this key to where it is\.$"):
+        len(DataModule({"x": spec}, num_workers=0).datasets["train"]["x"])
+
+
+def test_a_missing_index_of_shards_is_named_by_its_key():
+    with pytest.raises(
+        DataError, match=r"^data\.sources\.x\.root: /nowhere/index\.json: no such file; `densectx shard"
+    ):
+        DataModule({"x": {"name": "shards", "root": "/nowhere"}}, num_workers=0)
+
+
+@pytest.mark.parametrize("command", ["fit -c", "lint", "shard -o out"])
+def test_commands_name_the_key_of_missing_data(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DENSECTX_DATA", raising=False)
+    config = Path(__file__).resolve().parents[1] / "configs" / "denoising_bsds500.yaml"
+    assert cli.main([*command.split(), str(config)]) == 3
+    said = "".join(capsys.readouterr())
+    assert "data.sources.bsds500.root: data/bsds500/images: no such folder; set DENSECTX_DATA (not set)" in said
 
 
 def test_errors_of_data(tmp_path):
@@ -633,3 +685,15 @@ def test_limited_epochs_skip_nothing(tmp_path):
     whole = fit(tmp_path, DataModule(SOURCES, num_workers=0), max_steps=8)
     short = fit(tmp_path, DataModule(SOURCES, num_workers=0), max_steps=8, limit_train_batches=3)
     assert short.seen == whole.seen
+
+
+def test_what_is_read_as_numbers_stays_on_the_cpu():
+    """Reading it from a device would wait for everything that was asked of it, at every step."""
+    data = DataModule({"mosaic": {"name": "mosaic", "size": 16, "length": 4, "val_length": 1}})
+    batch = next(iter(data.train_dataloader()))
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    places = {name: value.device.type for name, value in moved["mosaic"].items() if isinstance(value, torch.Tensor)}
+    assert places["image"] == "meta"
+    assert places["key"] == "cpu"
+    assert moved["mosaic"].keys() == batch["mosaic"].keys()
+    assert moved["mosaic"]["key"].tolist() == batch["mosaic"]["key"].tolist()

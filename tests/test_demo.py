@@ -572,6 +572,17 @@ def test_usage_errors(arguments, status, part, every_output, capsys):
     assert part in capsys.readouterr().err
 
 
+def test_without_a_model_it_says_what_there_is(distribute, capsys):
+    assert cli.main(["demo"]) == 2
+    assert "pip install ./plugins/densectx-zoo in a checkout" in capsys.readouterr().err
+    distribute("densectx-zoo", {"models": {"sr-x2": "Task", "denoise-gray": "Task"}})
+    assert cli.main(["demo"]) == 2
+    said = capsys.readouterr().err
+    assert "pip install" not in said
+    assert "a model name: densectx demo denoise-gray." in said
+    assert "Installed packages have denoise-gray, sr-x2 (`densectx list models`)." in said
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["demo", "--help"])

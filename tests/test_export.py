@@ -381,7 +381,7 @@ def test_what_is_no_number_or_too_far_is_told(wrong):
 def test_a_missing_package_is_named(model, tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr(run, "find_spec", lambda wanted: None if wanted == name else object())
     assert export(model, "-f", "onnx", "-o", tmp_path / "m.onnx") == 2
-    assert f"needs {name}: pip install densectx[export]" in capsys.readouterr().err
+    assert f"needs {name}: pip install '.[export]' in a checkout of densectx" in capsys.readouterr().err
 
 
 def test_more_weights_than_one_onnx_file_holds_are_refused(model, tmp_path, capsys, monkeypatch):

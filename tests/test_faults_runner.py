@@ -100,3 +100,17 @@ def test_an_unknown_row_is_refused(run):
     assert done.returncode == 2
     assert "X99" in done.stderr
     assert rows == {}
+
+
+def test_the_table_counts_rows_without_a_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from faults import table
+
+    sections = {"T01": "training", "T02": "training", "T03": "training", "T04": "training", "S01": "storage"}
+    rows = {id_: {"class": "E", "fault": "x", "section": section} for id_, section in sections.items()}
+    outcomes = {"T01": "passed", "T02": "failed", "T03": "not run"}  # T04 and S01 have no test
+    results = [{"id": id_, "outcome": outcome, "count": 7} for id_, outcome in outcomes.items()]
+    assert table(results, rows)[2:] == [
+        "| training | 1 of 4 | 7 | T02 failed, T03 not run, T04 not run |",
+        "| storage | 0 of 1 | 0 | S01 not run |",
+    ]

@@ -158,6 +158,29 @@ def test_configs_without_data(tmp_path, capsys, text, part):
     assert part in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["data: {num_workers: 4}", "data: {sources: null}", "data: {sources: {}}"])
+def test_an_overlay_without_sources(tmp_path, capsys, text):
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    assert cli.main(["lint", str(config)]) == 2
+    assert "data.sources is missing; the configs folder of densectx has examples." in capsys.readouterr().err
+
+
+def test_every_option_of_the_data_is_known(tree, tmp_path, capsys):
+    more = tmp_path / "more.yaml"
+    more.write_text("data: {timeout: 30, on_corrupt: skip, steps_per_epoch: 5, sampling: alternate, num_workers: 3}")
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(root=tree, extra=""))
+    assert cli.main(["lint", str(config), "-c", str(more), "--num-workers", "0"]) == 0, capsys.readouterr().err
+
+
+def test_the_number_of_workers_is_checked(lint, capsys):
+    assert lint("--num-workers", "-1")[0] == 2
+    config = ["lint", "there-is-none.yaml", "--num-workers", "-1"]
+    assert cli.main(config) == 2
+    assert "--num-workers: expected a whole number of at least 0, got -1." in capsys.readouterr().err
+
+
 # files against what the config says of them
 
 

@@ -10,10 +10,10 @@ import torch
 import yaml
 
 import densectx
-from densectx import cli
+from densectx import cli, model_names
 from densectx.checkpoint import save_safetensors
 from densectx.config import compose
-from densectx.errors import ConfigError, PluginError
+from densectx.errors import CheckpointError, ConfigError, PluginError
 from densectx.registry import MODELS
 from densectx.types import SourceInfo
 
@@ -264,3 +264,16 @@ def test_a_misspelt_name_key_is_told():
     status, _, err = command("fit", "-c", "a.yaml", "--model.nmae", "test-net")
     assert status == 2
     assert "unknown key 'model.nmae' (flag); did you mean 'name'?" in err
+
+
+def test_a_missing_model_of_the_zoo_is_said_where_to_get(distribute):
+    fix = "pip install ./plugins/densectx-zoo in a checkout of densectx"
+    for refused in (lambda: densectx.load("denoise-gray"), lambda: model_names.named("denoise-gray")):
+        with pytest.raises((CheckpointError, ConfigError), match=f"is a model name of densectx-zoo: {fix}"):
+            refused()
+    with pytest.raises(CheckpointError) as error:
+        densectx.load("denoise-grey")
+    assert "densectx-zoo" not in str(error.value)
+    distribute("densectx-zoo", {"models": {"sr-x2": "Task"}})
+    with pytest.raises(CheckpointError, match=r"densectx-zoo 1\.0 is installed and has no model 'denoise-gray' yet"):
+        densectx.load("denoise-gray")

@@ -119,7 +119,7 @@ def test_options_are_checked(options, message):
 
 def test_without_scikit_image(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(ConfigError, match=r"pip install \"densectx\[quickstart\]\""):
+    with pytest.raises(ConfigError, match=r"pip install scikit-image\."):
         Mosaic(split="train")
 
 

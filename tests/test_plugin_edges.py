@@ -119,13 +119,13 @@ def test_a_checkpoint_names_the_package_it_needs(run):
         densectx.load(run)
     assert error.value.status == 5
     assert f"needs densectx-edges {PROJECT['version']}" in str(error.value)
-    assert "pip install densectx-edges" in str(error.value)
+    assert "pip install ./plugins/densectx-edges in a checkout" in str(error.value)
 
 
 def test_a_config_names_the_package_it_needs(folder):
     done = command("fit", "-c", folder / "both.yaml", "--trainer.default_root_dir", folder / "none")
     assert done.returncode == 5
-    assert "pip install densectx-edges" in done.stderr
+    assert "pip install ./plugins/densectx-edges in a checkout" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "none").exists()
 

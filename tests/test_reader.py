@@ -15,8 +15,9 @@ from PIL import Image, ImageOps
 from tifffile import TiffFile, TiffWriter, imwrite
 
 from densectx.data import limits
-from densectx.data.labels import read_colours, read_field, read_mask
+from densectx.data.labels import read_colours, read_field, read_mask, read_two_levels
 from densectx.data.reader import is_deep, read_image
+from densectx.data.windowed import WindowedFile
 from densectx.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -490,6 +491,50 @@ def test_inverted_and_turned_tiffs(tmp_path):
     assert torch.equal(read_image(tmp_path / "b.tif", 1)[0], torch.rot90(chw(pixels, 1), -1, (1, 2)))
     with pytest.raises(DataError, match=r"b.tif: is stored turned or inverted"):
         read_field(tmp_path / "b.tif")
+
+
+def windows_of(path, value_range=None):
+    """A whole file, gray or of 1 channel, by windows."""
+    file = WindowedFile(path, 3, value_range)
+    return file.read(slice(0, file.shape[1]), slice(0, file.shape[2]))
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize(("dtype", "white"), [("u1", 255), ("u2", 65535), ("f4", 1)])
+def test_where_0_is_white_it_is_read_as_white(tmp_path, dtype, white, byteorder, compression):
+    pixels = RNG.integers(0, white + 1, (5, 7)) if white > 1 else RNG.random((5, 7))
+    pixels[0, 0], pixels[0, 1] = 0, white
+    pixels, options = pixels.astype(dtype), {"byteorder": byteorder, "compression": compression}
+    imwrite(tmp_path / "white.tif", pixels, photometric="miniswhite", **options)
+    imwrite(tmp_path / "black.tif", pixels, photometric="minisblack", **options)
+    for value_range in (None, (0, white), (-1, 2 * white)):
+        black, gray = read_image(tmp_path / "black.tif", 1, value_range)
+        image, same = read_image(tmp_path / "white.tif", 1, value_range)
+        assert gray == same is True
+        torch.testing.assert_close(image, 1 - black, rtol=0, atol=1e-7)
+        torch.testing.assert_close(windows_of(tmp_path / "black.tif", value_range), black, rtol=0, atol=1e-7)
+        torch.testing.assert_close(windows_of(tmp_path / "white.tif", value_range), image, rtol=0, atol=1e-7)
+        assert value_range == (-1, 2 * white) or image[0, 0, :2].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_only_the_gray_of_a_transparent_picture_is_inverted(tmp_path, kind):
+    gray, alpha = RNG.random((5, 7)), RNG.random((5, 7))
+    premultiplied = gray * alpha if kind == "assocalpha" else gray
+    stored = np.stack([premultiplied, alpha], -1).astype(np.float32)
+    imwrite(tmp_path / "a.tif", stored, photometric="miniswhite", planarconfig="contig", extrasamples=[kind])
+    over_white = chw((1 - gray) * alpha + (1 - alpha), 1)
+    torch.testing.assert_close(read_image(tmp_path / "a.tif", 1)[0], over_white, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("read", [read_mask, read_colours, read_field, read_two_levels])
+@pytest.mark.parametrize("dtype", ["bool", "u1", "u2"])
+def test_masks_whose_0_is_white_are_refused(tmp_path, dtype, read):
+    ids = RNG.integers(0, 2, (5, 7)).astype(dtype)
+    imwrite(tmp_path / "a.tif", ids, photometric="miniswhite")
+    with pytest.raises(DataError, match=r"a.tif: stored as MinIsWhite.*photometric='minisblack'"):
+        read(tmp_path / "a.tif")
 
 
 @pytest.mark.fault("I01")

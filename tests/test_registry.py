@@ -12,6 +12,7 @@ import pytest
 
 import densectx
 from densectx import MODELS, TASKS
+from densectx.distributions import how_to_install
 from densectx.errors import ConfigError, PluginError
 from densectx.registry import REGISTRIES, Registry, allow_import, documentation
 
@@ -274,3 +275,21 @@ heavy = {"torch", "pytorch_lightning", "timm", "kornia", "numpy", "jsonargparse"
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("requirement", "said"),
+    [
+        ("plug-a", "pip install plug-a"),
+        ("plug-a>=2", "pip install 'plug-a>=2'"),
+        ("densectxtra", "pip install densectxtra"),
+        (
+            "densectx-edges >= 0.1",
+            "pip install ./plugins/densectx-edges in a checkout of densectx (densectx-edges is not on PyPI)",
+        ),
+        ("DenseCtx_Edges", "pip install ./plugins/densectx-edges in a checkout of densectx"),
+        ("densectx[export]", "pip install '.[export]' in a checkout of densectx (densectx is not on PyPI)"),
+    ],
+)
+def test_what_is_not_on_pypi_is_installed_from_a_checkout(requirement, said):
+    assert how_to_install(requirement).startswith(said)

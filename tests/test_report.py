@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,6 +21,7 @@ from PIL import Image
 import densectx
 from densectx import cli
 from densectx.building import build_module
+from densectx.config import load_yaml
 from densectx.data.module import DataModule
 from densectx.data.reader import read_image
 from densectx.errors import ConfigError
@@ -32,6 +34,7 @@ from densectx.report.images import SIDE, embedded, thumbnail
 from densectx.report.markup import escaped, tag
 from densectx.report.measure import measure
 from densectx.report.ranking import SHOWN, Ranking, Scored
+from densectx.report.run import open_run
 from densectx.report.settings import ABSENT, MODEL, settings
 
 HOSTILE = '<script>document.title="owned"</script>'
@@ -461,6 +464,25 @@ def test_without_its_data(copied, capsys):
     page = Page((copied / "x.html").read_text())
     assert any("no such folder" in e["text"] for e in page.all("li"))
     assert {"scores", "curves", "field"} <= {e["attributes"].get("id") for e in page.found}
+
+
+def test_data_that_had_to_be_there_in_time(copied):
+    text = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(text.replace("\ndata:\n", "\ndata:\n  timeout: 30.0\n"))
+    assert load_yaml(copied / "config.yaml")["data"]["timeout"] == 30.0
+    found = open_run(copied)
+    assert (found.missing, found.data.timeout) == ([], 30.0)
+
+
+def test_a_config_without_sources(copied):
+    config = load_yaml(copied / "config.yaml")
+    del config["data"]["sources"]
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    found = open_run(copied)
+    assert found.data is None
+    assert [str(error) for error in found.missing] == [
+        "data.sources is missing; the configs folder of densectx has examples."
+    ]
 
 
 def test_without_a_sound_checkpoint(copied, capsys):

@@ -341,6 +341,20 @@ def test_what_is_there_is_kept_refused_or_replaced(tree, tmp_path, capsys):
     assert "data.sources.a/up: is no name for a folder" in capsys.readouterr().err
 
 
+def test_usage(tree, tmp_path, capsys):
+    folder = {"a": {"name": "folder", "root": str(tree / "images")}}
+    file, out = config(tmp_path / "c.yaml", folder, timeout=30.0), tmp_path / "out"
+    for size in ("1iB", "1KI", "0", "1TB"):
+        shard(file, "-o", out, "--size", size, status=2)
+        assert f"--size {size!r}: expected a size such as 256MB or 1GB." in capsys.readouterr().err
+    shard(file, "-o", out, workers=-1, status=2)
+    assert "--num-workers: expected a whole number of at least 0, got -1." in capsys.readouterr().err
+    shard(config(tmp_path / "overlay.yaml", None), "-o", out, status=2)
+    assert "data.sources is missing; the configs folder of densectx has examples." in capsys.readouterr().err
+    assert not out.exists()
+    shard(file, "-o", out, "--size", "1MiB")  # data.timeout is an option of a fit, so the config may have it
+
+
 @pytest.fixture
 def ids_(every, tmp_path):
     """A copy of one source that a test may damage."""

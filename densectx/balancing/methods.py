@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from densectx.balancing.balancer import Balancer
 from densectx.balancing.base import Balancing
-from densectx.balancing.by_gradient import IMTLG, MGDA, GradNorm, NashMTL, PCGrad, UPGrad
-from densectx.balancing.by_loss import DWA, FAMO, Fixed, Uncertainty
 from densectx.balancing.gram import OF
 from densectx.errors import ConfigError, unknown
 from densectx.model import DenseModel
-from densectx.typecheck import describe, fits
+from densectx.registry import BALANCING
 from densectx.types import Spec
 
-METHODS: Final[Mapping[str, type[Balancing]]] = {
-    "dwa": DWA,
-    "famo": FAMO,
-    "fixed": Fixed,
-    "gradnorm": GradNorm,
-    "imtl_g": IMTLG,
-    "mgda": MGDA,
-    "nash_mtl": NashMTL,
-    "pcgrad": PCGrad,
-    "uncertainty": Uncertainty,
-    "upgrad": UPGrad,
-}
+WHERE = "model.balancing"
+SHARED = ("watch", "of")
+"""Options that every method takes beside its own."""
 
 
 def make_balancer(spec: Spec, model: DenseModel, seed: int) -> Balancer:
@@ -42,30 +30,19 @@ def make_balancer(spec: Spec, model: DenseModel, seed: int) -> Balancer:
 
     Raises:
         ConfigError: unknown name or option, an option that does not fit, or gradients of nothing shared.
+        PluginError: a method of another package cannot be used.
     """
-    where = "model.balancing"
-    if not isinstance(spec, str | Mapping) or (isinstance(spec, Mapping) and not isinstance(spec.get("name"), str)):
-        raise ConfigError(f"expected a name or a mapping with 'name', got {spec!r}.", where)
-    options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = options.pop("name")
-    if name not in METHODS:
-        raise ConfigError(unknown("method", name, METHODS), where)
-    method = METHODS[name]
-    signature = inspect.signature(method, eval_str=True).parameters
-    own = {key: signature[key].annotation for key in signature if key != "tasks"}
-    shared = {"watch": bool, "of": str}
-    for key, value in options.items():
-        kind = own.get(key, shared.get(key))
-        if kind is None:
-            raise ConfigError(unknown("option", key, [*own, *shared]), f"{where} ({name})")
-        if not fits(value, kind):
-            raise ConfigError(f"{key}: expected {describe(kind)}, got {value!r}.", where)
-    if "of" in options and method.needs == "losses" and not options.get("watch"):
-        raise ConfigError(f"of: {name} looks at no gradients; add watch: true to have them measured.", where)
-    watch, of = options.pop("watch", False), options.pop("of", "weights")
+    given: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {}
+    own = {key: value for key, value in given.items() if key not in SHARED} if given else spec
+    method: Balancing = BALANCING.build(own, WHERE, also=SHARED, tasks=list(model.tasks))
+    watch, of = given.get("watch", False), given.get("of", "weights")
+    if not isinstance(watch, bool):
+        raise ConfigError(f"expected true or false, got {watch!r}.", f"{WHERE}.watch")
     if of not in OF:
-        raise ConfigError(unknown("proxy", of, OF), f"{where}.of")
+        raise ConfigError(unknown("proxy", str(of), OF), f"{WHERE}.of")
+    if "of" in given and method.needs == "losses" and not watch:
+        raise ConfigError("the method looks at no gradients; add watch: true to have them measured.", f"{WHERE}.of")
     try:
-        return Balancer(method(list(model.tasks), **options), model, seed, of=of, watch=watch)
+        return Balancer(method, model, seed, of=of, watch=watch)
     except ConfigError as error:
-        raise error if error.path else ConfigError(f"{name}: {error.message}", where) from None
+        raise error if error.path else error.within(WHERE) from None

@@ -22,9 +22,12 @@ class Dataset(TorchDataset[Sample], ABC):
 
     Attributes:
         info: what a model must know of the source; the same for every split, known without reading data.
+        key_path: where its options stand in the config, such as ``data.sources.voc``, for messages; set by who builds
+            it from a config.
     """
 
     info: SourceInfo
+    key_path: str = ""
 
     @abstractmethod
     def __len__(self) -> int:

@@ -58,9 +58,15 @@ class Concat(Dataset):
             value_range=infos[0].value_range if len({info.value_range for info in infos}) == 1 else None,
         )
 
+    def _place_parts(self) -> None:
+        """Tell the parts where their options stand, which is known only after they are built."""
+        for number, part in enumerate((*self.parts, *self.held_out)):
+            part.key_path = ".".join(filter(None, (self.key_path, f"parts.{number % len(self.parts)}")))
+
     @cached_property
     def _indices(self) -> list[list[int]]:
         """Of each part, the samples that are taken."""
+        self._place_parts()
         seen = {stem for part in self.held_out for stem in _stems(part)}
         taken = []
         for part in self.parts:
@@ -98,6 +104,7 @@ class Concat(Dataset):
 
     def all_files(self) -> list[str]:
         """Those of the parts, see :class:`densectx.data.base.FromFiles`, and of the splits that training leaves out."""
+        self._place_parts()
         parts = [part for part in (*self.parts, *self.held_out) if isinstance(part, FromFiles)]
         return [path for part in parts for path in part.all_files()]
 

@@ -61,6 +61,7 @@ class Folder(Dataset):
     def _files(self) -> list[str]:
         if self.selection is None:
             return []
+        listing.check_root(self.root, self.key_path)
         every = listing.Selection((), self.include)
         found: set[str] = set()
         for subset in self.selection.subsets:

@@ -148,6 +148,7 @@ class ImageMask(Dataset):
     def _entries(self) -> list[_Entry]:
         if self.selection is None:
             return []
+        listing.check_root(self.root, self.key_path)
         left_out = set()
         if self.exclude is not None:
             left_out = {stem for _, stem in listing.stems(self.root / Path(self.exclude).expanduser())}

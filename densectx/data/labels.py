@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from scipy.io import loadmat
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from densectx.errors import DataError
 _MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I;16N")
 _MASK_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches gray files of 2 and 4 bits to 0..255
 _INTEGER_TIFF = re.compile(r"int\d+ x |uint(32|64) x ")  # kinds that Pillow has no mode of ids for
+_PHOTOMETRIC, _MIN_IS_WHITE = 262, 0  # TIFF 6.0
 _TURNED = range(2, 9)  # EXIF orientations; 1 is upright, other values mean nothing
 
 
@@ -35,7 +37,8 @@ def read_mask(path: Source) -> Tensor:
         (H, W) int64.
 
     Raises:
-        DataError: missing, damaged, truncated, empty, too large, turned by EXIF, lossy, or of another mode or type.
+        DataError: missing, damaged, truncated, empty, too large, turned by EXIF, a TIFF whose 0 is white, lossy, or of
+            another mode or type.
     """
     kind = kind_of(path)
     if kind == "npy" or _INTEGER_TIFF.match(kind):
@@ -96,6 +99,11 @@ def _values(path: Source, channels: int = 1) -> NDArray[Any]:
     return stored.values
 
 
+def _is_min_white(image: ImageFile.ImageFile) -> bool:
+    """Whether an opened file is a TIFF in which 0 is white."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _MIN_IS_WHITE
+
+
 @contextmanager
 def _lossless(path: Source) -> Iterator[tuple[ImageFile.ImageFile, str, int]]:
     """A file opened and what :func:`storage` says of it; refuses what cannot hold exact values, and what is turned."""
@@ -108,6 +116,12 @@ def _lossless(path: Source) -> Iterator[tuple[ImageFile.ImageFile, str, int]]:
         orientation = image.getexif().get(ORIENTATION, 1)
         if orientation in _TURNED:
             raise DataError(f"{path}: a mask with EXIF orientation {orientation}; store it upright, without the tag.")
+        if _is_min_white(image):  # Pillow gives stored numbers at 16 bits and their inverse below
+            raise DataError(
+                f"{path}: stored as MinIsWhite, so its grays run against its numbers and either may be the ids; if the"
+                " numbers are, convert it: tifffile.imwrite('new.tif', tifffile.imread('old.tif'),"
+                " photometric='minisblack')."
+            )
         yield image, raw, maximum
 
 

@@ -88,6 +88,38 @@ def strings(where: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def check_root(root: Path, key_path: str) -> None:
+    """Refuse the folder of a data set that is not there, by the key that names it.
+
+    Args:
+        root: the folder.
+        key_path: of the data set, see :class:`densectx.data.base.Dataset`.
+
+    Raises:
+        DataError: it is missing, or no folder.
+    """
+    if not root.is_dir():
+        said = "is not a folder" if root.exists() else f"no such folder{where_to_look(root)}"
+        raise DataError(f"{root}: {said}.", "root").within(key_path)
+
+
+def where_to_look(path: Path) -> str:
+    """The nearest fix for a folder or file that a config names and that is not there, as the end of a sentence.
+
+    Args:
+        path: as the config gives it. Interpolation is over where data are read, so a path below the folder of
+            ``${oc.env:DENSECTX_DATA,data}`` is taken for one that comes from it.
+    """
+    given = os.environ.get("DENSECTX_DATA")
+    base = Path("data" if given is None else given)
+    if not path.is_relative_to(base):
+        return "; set this key to where it is"
+    return (
+        f"; set DENSECTX_DATA ({'not set' if given is None else f'now {given}'}) to the folder that has"
+        f" {path.relative_to(base)}, if the config says ${{oc.env:DENSECTX_DATA,data}}, else this key"
+    )
+
+
 def files(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> list[Path]:
     """Files below a folder with one of the extensions (lower case), sorted; hidden files and folders are left out.
 

@@ -18,7 +18,7 @@ from densectx.data.cache import content_digest
 from densectx.data.fields import Fields
 from densectx.data.files import Files
 from densectx.data.limits import check_same_size
-from densectx.data.listing import SPLITS
+from densectx.data.listing import SPLITS, where_to_look
 from densectx.data.remap import class_masks
 from densectx.errors import ConfigError, DataError, suggest
 from densectx.types import Sample, SourceInfo
@@ -115,6 +115,9 @@ class Manifest(Dataset):
 
     @cached_property
     def _rows(self) -> list[_Row]:
+        if not self.file.exists():
+            said = f"the manifest cannot be read: No such file{where_to_look(self.file)}"
+            raise DataError(f"{self.file}: {said}.", "file").within(self.key_path)
         lines = _table(self.file)
         number, header = next(lines, (1, []))
         columns = self._columns(header)

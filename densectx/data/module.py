@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Final, Literal, TypeAlias, final, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -24,7 +25,9 @@ from densectx.data.train_loader import TrainLoader
 from densectx.data.transforms import Augment
 from densectx.errors import ConfigError, DataError, suggest
 from densectx.registry import DATASETS
-from densectx.types import SourceInfo
+from densectx.types import Batch, SourceInfo
+
+_READ = ("key", "surround")  # of a sample: numbers for the CPU
 
 OnCorrupt: TypeAlias = Literal["error", "skip"]
 
@@ -77,12 +80,12 @@ class DataModule(pl.LightningDataModule):
         _one_of(on_corrupt, get_args(OnCorrupt), "data.on_corrupt")
         self.sampling = sampling
         self.on_corrupt: OnCorrupt = on_corrupt
-        self.num_workers = _count(num_workers, "data.num_workers", least=0)
+        self.num_workers = whole(num_workers, "data.num_workers", least=0)
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
             raise ConfigError(f"data.timeout: expected a number of seconds above 0, got {timeout!r}.")
         self.timeout = float(timeout)
         self.seed = seed
-        self.steps_per_epoch = None if steps_per_epoch is None else _count(steps_per_epoch, "data.steps_per_epoch")
+        self.steps_per_epoch = None if steps_per_epoch is None else whole(steps_per_epoch, "data.steps_per_epoch")
         self.batch_sizes: dict[str, int] = {}
         self.eval_batch_sizes: dict[str, int] = {}
         self.augments: dict[str, Augment | None] = {}
@@ -98,11 +101,12 @@ class DataModule(pl.LightningDataModule):
         spec = {"name": spec} if isinstance(spec, str) else spec
         if not isinstance(spec, Mapping):
             raise ConfigError(f"{where}: expected a data set as a name or a mapping with 'name', got {spec!r}.")
-        self.batch_sizes[name] = _count(spec.get("batch_size", 4), f"{where}.batch_size")
-        self.eval_batch_sizes[name] = _count(spec.get("eval_batch_size", 1), f"{where}.eval_batch_size")
+        self.batch_sizes[name] = whole(spec.get("batch_size", 4), f"{where}.batch_size")
+        self.eval_batch_sizes[name] = whole(spec.get("eval_batch_size", 1), f"{where}.eval_batch_size")
         own = {key: value for key, value in spec.items() if key not in RESERVED}
         for split, datasets in self.datasets.items():
             datasets[name] = DATASETS.build(own, where, also=RESERVED, split=split)
+            datasets[name].key_path = where
         given, info = spec.get("augment"), self.datasets["train"][name].info
         self.augments[name] = None if given is None else Augment.from_config(given, f"{where}.augment", info)
 
@@ -166,6 +170,13 @@ class DataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         """Every test sample exactly once over all ranks; the sources in turn."""
         return self._eval_loader("test")
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """What is computed with. What is read as numbers stays: reading it from a device waits for all of its work."""
+        kept = {source: {k: v for k, v in sample.items() if k in _READ} for source, sample in batch.items()}
+        rest = {source: {k: v for k, v in sample.items() if k not in _READ} for source, sample in batch.items()}
+        moved: Batch = super().transfer_batch_to_device(rest, device, dataloader_idx)
+        return {source: {**sample, **kept[source]} for source, sample in moved.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """``{"steps": training batches whose step is done, "ranks": how many, "batch_sizes": of each, by source}``."""
@@ -241,6 +252,26 @@ def _taken(old: Mapping[str, int], before: int, now: int, sizes: Mapping[str, in
     return f"{said}: the same samples in the same order; equal but for rounding (and dropout, which each rank draws)."
 
 
+DATA_KEYS: Final[frozenset[str]] = frozenset(inspect.signature(DataModule).parameters) - {"seed"}
+"""Of ``data`` in a config; the seed is that of the run."""
+
+
+def read_here(options: Mapping[str, Any], seed: int = 0) -> DataModule:
+    """The data of a config for commands that look at them and do not train: without loader processes of its own.
+
+    Args:
+        options: ``data`` of the config, of :data:`DATA_KEYS`; null is the default.
+        seed: of order and augmentation.
+
+    Raises:
+        ConfigError: no sources, or unknown names or options.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    if not given.get("sources"):
+        raise ConfigError("data.sources is missing; the configs folder of densectx has examples.")
+    return DataModule(**{**given, "num_workers": 0}, seed=seed)
+
+
 def data_of(trainer: Any) -> DataModule | None:
     """The data of a Lightning trainer, if they are ours."""
     data = trainer.datamodule
@@ -252,7 +283,12 @@ def _one_of(value: Any, known: Sequence[str], where: str) -> None:
         raise ConfigError(f"{where}: expected {' or '.join(known)}, got {value!r}{suggest(str(value), known)}")
 
 
-def _count(value: Any, where: str, least: int = 1) -> int:
+def whole(value: Any, where: str, least: int = 1) -> int:
+    """A whole number of at least so much, checked.
+
+    Raises:
+        ConfigError: it is none; ``where`` says where it was given.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{where}: expected a whole number of at least {least}, got {value!r}.")
     return value

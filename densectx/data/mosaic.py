@@ -23,6 +23,7 @@ from densectx.data.base import Dataset, Split
 from densectx.data.listing import strings
 from densectx.data.reader import read_image
 from densectx.data.transforms import size_of
+from densectx.distributions import how_to_install
 from densectx.errors import ConfigError, unknown
 from densectx.rng import seed_of
 from densectx.types import Sample, SourceInfo
@@ -92,7 +93,7 @@ class Mosaic(Dataset):
         val_length: int = 64,
     ) -> None:
         if importlib.util.find_spec("skimage") is None:
-            raise ConfigError('mosaic needs scikit-image\'s photographs: pip install "densectx[quickstart]"')
+            raise ConfigError(f"mosaic needs scikit-image's photographs: {how_to_install('scikit-image')}.")
         self.names = tuple(SOURCES) if names is None else strings("names", names)
         for name in self.names:
             if name not in SOURCES:

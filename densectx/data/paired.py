@@ -94,6 +94,7 @@ class Paired(Dataset):
     def _entries(self) -> list[_Entry]:
         if self.selection is None:
             return []
+        listing.check_root(self.root, self.key_path)
         found: dict[str, _Entry] = {}
         for subset in self.selection.subsets:
             folders = [self.root / pattern.replace("{subset}", subset) for pattern in (self.input, self.target)]

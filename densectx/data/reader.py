@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tifffile import TiffFile
 from torch import Tensor
 
 from densectx.data.arrays import Stored, kind_of, read_stored
-from densectx.data.blob import Source, StrPath
+from densectx.data.blob import Source, StrPath, stream
 from densectx.data.pillow import picture
 from densectx.errors import ConfigError, DataError
 
@@ -29,6 +30,8 @@ ARRAY_EXTENSIONS = frozenset({".tif", ".tiff", ".npy"})
 """The same for images of other than 1 or 3 channels. Files of 1 or 3 channels may be ``.npy`` where they are named."""
 
 _TIFF_ARRAY = re.compile(r"float\d+ x |uint16 x (?!1$)")  # kinds that Pillow refuses or would reduce to 8 bits
+_TIFF_DEEP = "uint16 x 1"
+_MIN_IS_WHITE = 0  # TIFF 6.0, PhotometricInterpretation
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
@@ -37,7 +40,8 @@ def read_image(path: Source, channels: int = 3, value_range: Sequence[float] | N
 
     Gray files are replicated to 3 channels; colour files asked for as 1 channel give full-range BT.601 luma.
     Transparency is composited over white. EXIF orientation is applied. 16-bit gray and colour (PNG, TIFF, ``.npy``)
-    keep their depth: 65535 is 1.0. Floating-point files (TIFF, ``.npy``) must lie in [0, 1]; nothing is clipped.
+    keep their depth: 65535 is 1.0. Floating-point files (TIFF, ``.npy``) must lie in [0, 1]; nothing is clipped. A TIFF
+    stored as MinIsWhite is read as it looks: its lowest value is 1.0.
 
     Args:
         path: a file of one of :data:`densectx.data.pillow.FORMATS`, or ``.npy``.
@@ -56,7 +60,9 @@ def read_image(path: Source, channels: int = 3, value_range: Sequence[float] | N
     check_channels(channels)
     limits = range_of(value_range)
     kind = kind_of(path)
-    if kind == "npy" or channels not in (1, 3) or (limits and kind != "other") or _TIFF_ARRAY.match(kind):
+    order = _order_where_0_is_white(path) if kind == _TIFF_DEEP else ""
+    plain = kind == "npy" or channels not in (1, 3) or (limits and kind != "other")
+    if plain or _TIFF_ARRAY.match(kind) or order == ">":
         if kind == "other":
             raise DataError(f"{path}: {channels} channels are read from TIFF and .npy files only.")
         pixels, orientation = _plain(
@@ -66,6 +72,8 @@ def read_image(path: Source, channels: int = 3, value_range: Sequence[float] | N
         raise DataError(f"{path}: 'value_range' is for TIFF and .npy files; other formats have their own white.")
     else:
         pixels, orientation = picture(path)
+        if order:
+            pixels = 1 - pixels
     pixels = _upright(pixels, orientation)
     gray = pixels.shape[0] == 1
     if gray and channels == 3:
@@ -134,16 +142,28 @@ def range_of(value: Sequence[float] | None) -> tuple[float, float] | None:
     return float(numbers[0]), float(numbers[1])
 
 
+def _order_where_0_is_white(path: Source) -> str:
+    """``"<"`` or ``">"``, the byte order of a 16-bit gray TIFF in which 0 is white; empty where 0 is black.
+
+    Pillow inverts files of at most 8 bits only: of these it gives ``"<"`` as stored and does not read ``">"``.
+    """
+    with stream(path) as file, TiffFile(file) as tiff:
+        page = tiff.pages.first
+        return tiff.byteorder if getattr(page, "photometric", None) == _MIN_IS_WHITE else ""
+
+
 def _plain(path: Source, stored: Stored, channels: int, limits: tuple[float, float] | None) -> tuple[Tensor, int]:
     """What :func:`densectx.data.pillow.picture` returns, of an array file."""
     pixels = torch.from_numpy(_unit(path, stored, limits))
-    if stored.inverted:
-        pixels = 1 - pixels
     samples = len(pixels)
     if channels in (1, 3) and samples in (2, 4) and stored.alpha:
         alpha = pixels[-1:]
-        pixels = pixels[:-1] * (alpha if stored.alpha == "unassociated" else 1) + (1 - alpha)
+        pixels = pixels[:-1] * (alpha if stored.alpha == "unassociated" else 1)
+        if not stored.inverted:  # over white, which is 0 where 0 is white
+            pixels = pixels + (1 - alpha)
         pixels = pixels.clamp_(max=1)  # associated colours may exceed their alpha by a rounding
+    if stored.inverted:
+        pixels = 1 - pixels
     if len(pixels) != channels and not (channels in (1, 3) and len(pixels) in (1, 3)):
         raise DataError(f"{path}: has {samples} channels, expected {channels}; set 'channels' to what the files have.")
     return pixels, stored.orientation

@@ -55,7 +55,10 @@ class Shards(Dataset):
 
     def __init__(self, root: str, *, split: Split) -> None:
         self.root = Path(root).expanduser()
-        index = Index.read(self.root / INDEX)
+        try:
+            index = Index.read(self.root / INDEX)
+        except DataError as error:
+            raise error.within("root") from None
         self.info = index.info
         self._files = index.splits.get(split)
         self._opened = _Opened()

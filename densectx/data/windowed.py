@@ -84,7 +84,7 @@ class WindowedFile:
         except Exception as error:
             raise DataError(f"{self.path}: damaged or truncated ({type(error).__name__}: {brief(error)}).") from error
         if self.range is None and self.dtype.kind == "u":
-            return torch.from_numpy(stored.astype(np.float32) / np.float32(np.iinfo(self.dtype).max))
+            return self._as_seen(stored.astype(np.float32) / np.float32(np.iinfo(self.dtype).max))
         low, high = self.range or (0.0, 1.0)
         values = ((stored.astype(np.float64) - low) / (high - low)).astype(np.float32)
         if not (values.min() >= 0 and values.max() <= 1):  # false for NaN
@@ -92,7 +92,11 @@ class WindowedFile:
                 f"{self.path}: rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}: values that"
                 f" are not finite or leave the range {low:g} to {high:g}; set value_range (nothing is clipped)."
             )
-        return torch.from_numpy(values)
+        return self._as_seen(values)
+
+    def _as_seen(self, values: NDArray[np.float32]) -> Tensor:
+        """Stored values of 0 to 1 with 1 as white."""
+        return torch.from_numpy(1 - values if self._parts.inverted else values)
 
 
 def needs_windows(path: Path) -> bool:
@@ -114,10 +118,11 @@ def needs_windows(path: Path) -> bool:
 
 
 class _Parts(ABC):
-    """What is read from: shape (C, H, W), type, windows in the file's own numbers."""
+    """What is read from: shape (C, H, W), type, whether 0 is white, windows in the file's own numbers."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
+    inverted = False
 
     @abstractmethod
     def read(self, rows: slice, columns: slice) -> NDArray[Any]:
@@ -167,7 +172,7 @@ class _TiffParts(_Parts):
         if prod(page.chunks) * page.dtype.itemsize > _PART:
             raise DataError(f"{path}: its parts are {page.chunks}, too large to read by windows; store it in tiles.")
         self._page, self._planes, self._samples = page, planes, samples
-        self._inverted = page.photometric == 0
+        self.inverted = page.photometric == 0
         self.shape, self.dtype = (planes * samples, height, width), page.dtype.newbyteorder("=")
         strips = min(int(page.rowsperstrip or height), height), width
         self._part = (page.tilelength, page.tilewidth) if page.is_tiled else strips
@@ -190,8 +195,6 @@ class _TiffParts(_Parts):
                         first - rows.start : last - rows.start,
                         start - columns.start : stop - columns.start,
                     ] = part[first - top : last - top, start - left : stop - left].transpose(2, 0, 1)
-        if self._inverted and self.dtype.kind == "u":
-            np.subtract(np.iinfo(self.dtype).max, out, out=out)
         return out
 
     def _decoded(self, index: int) -> NDArray[Any]:

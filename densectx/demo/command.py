@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from densectx.errors import ConfigError, unknown
 from densectx.imports import allow_import
+from densectx.model_names import where_to_get
 from densectx.parsing import Parser
 from densectx.registry import MODELS
 
@@ -82,9 +83,12 @@ async def _serve(server: Server, listening: socket.socket) -> None:
 def _default() -> str:
     if DEFAULT in MODELS.names():
         return DEFAULT
+    others = [entry.name for entry in MODELS.entries() if entry.entry_point is not None]
+    named = f"densectx demo {others[0]}" if others else "densectx demo runs/quickstart/0"
     raise ConfigError(
-        f"demo: no MODEL is given and no package provides the model {DEFAULT!r}: pip install densectx-zoo, or give a"
-        " run folder (runs/quickstart/0), a checkpoint, a .safetensors file or a model name."
+        f"demo: no MODEL is given and no package provides the model {DEFAULT!r}.{where_to_get(DEFAULT)} Give a run"
+        f" folder, a checkpoint, a .safetensors file or a model name: {named}."
+        + (f" Installed packages have {', '.join(others)} (`densectx list models`)." if others else "")
     )
 
 

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from packaging.requirements import Requirement
 
+from densectx.distributions import how_to_install
 from densectx.doctor.findings import Finding
 from densectx.inference.memory import free_bytes
 from densectx.listing import listed
@@ -59,7 +60,7 @@ def packages() -> Finding:
         if not needed.specifier.contains(found, prereleases=True):
             wrong.append(f"{needed.name} {found} is not {needed.specifier}")
     if wrong:
-        return Finding("packages", "; ".join(wrong), "problem", "pip install --upgrade densectx", 5)
+        return Finding("packages", "; ".join(wrong), "problem", how_to_install("densectx"), 5)
     return Finding("packages", f"torch {version('torch')}, pytorch-lightning {version('pytorch-lightning')}; all there")
 
 

@@ -14,7 +14,7 @@ from densectx.imports import allow_import
 from densectx.parsing import Parser
 
 KINDS = {
-    "onnx": "for onnxruntime and others; one file, at most 2 GiB (pip install densectx[export])",
+    "onnx": "for onnxruntime and others; one file, at most 2 GiB (pip install '.[export]' in a checkout of densectx)",
     "pt2": "for torch.export.load",
     "aoti": "native code for CPUs like this one, for densectx.export.package.Package; needs a C++ compiler; open such"
     " files only if you trust them as you trust a program",

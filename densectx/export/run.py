@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from densectx import __version__
 from densectx.checkpoint import load, locate, plugins
+from densectx.distributions import how_to_install
 from densectx.errors import ConfigError, DensectxError, PluginError, unknown
 from densectx.export import parity
 from densectx.export.graph import FORMAT, Graph, describe
@@ -100,7 +101,7 @@ def run(path: str, kind: str, out: Path, tasks: Sequence[str] | None = None, *, 
 def _check_packages(kind: str) -> None:
     missing = [name for name in KINDS[kind].packages if find_spec(name) is None]
     if missing:
-        raise ConfigError(f"-f {kind} needs {', '.join(missing)}: pip install densectx[export]")
+        raise ConfigError(f"-f {kind} needs {', '.join(missing)}: {how_to_install('densectx[export]')}.")
 
 
 def _check_name(kind: str, out: Path, model: Path, *, overwrite: bool) -> None:

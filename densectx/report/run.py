@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar, final
 
 from densectx.checkpoint import from_header, load_weights, locate, read
 from densectx.config import check_keys, load_yaml
-from densectx.data.module import DataModule
+from densectx.data.module import DATA_KEYS, DataModule, read_here
 from densectx.errors import ConfigError, DensectxError
 from densectx.model import DenseModel
 from densectx.report.history import History, read_history
@@ -116,10 +116,9 @@ def _data(config: Mapping[str, Any]) -> DataModule:
     given = config.get("data")
     if not isinstance(given, Mapping):
         raise ConfigError("config.yaml: has no data.")
-    check_keys(given, ("sources", "sampling", "num_workers", "steps_per_epoch", "on_corrupt"), "data")
-    options = {key: value for key, value in given.items() if value is not None}
+    check_keys(given, DATA_KEYS, "data")
     seed = config.get("seed_everything", 0)
-    return DataModule(**{**options, "num_workers": 0}, seed=seed if isinstance(seed, int) else 0)
+    return read_here(given, seed if isinstance(seed, int) else 0)
 
 
 class File(NamedTuple):
