@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,12 @@ from hypothesis import settings
 # before torch is imported, here and in the processes that tests start: threads of several small processes on few cores
 # spin against each other, which is many times slower than one thread each
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a shell without job control starts what it puts into the background with SIGINT ignored, nohup with SIGHUP; the
+# processes that tests signal would inherit that
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(number, usual)
 
 # how long an example takes depends on what else the machine does
 settings.register_profile("densectx", deadline=None)
