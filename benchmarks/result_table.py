@@ -141,7 +141,7 @@ def _read(results: Path) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
 
 
 def _tables(targets: Path) -> list[dict[str, Any]]:
-    tables: list[dict[str, Any]] = OmegaConf.to_container(OmegaConf.load(targets))  # type: ignore[assignment]
+    tables: list[dict[str, Any]] = OmegaConf.to_container(OmegaConf.load(targets))  # type: ignore[assignment]  # a list of mappings
     return tables
 
 

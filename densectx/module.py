@@ -82,6 +82,7 @@ class DenseModule(pl.LightningModule):
         self.frozen = [_submodule(model, name) for name in freeze]
         for module in self.frozen:
             module.requires_grad_(False)
+        self._frozen_tasks = [part for module in self.frozen for part in module.modules() if isinstance(part, Task)]
         self.balancer = make_balancer(balancing, model, seed)
         self.balancing = self.balancer.method  # a part of the module: its state is saved and shared out
         self.features = FeatureCache(cache_features, model, self.frozen) if cache_features else None
@@ -117,9 +118,8 @@ class DenseModule(pl.LightningModule):
         torch.default_generator.manual_seed(seed) if self.device.type == "cpu" else torch.manual_seed(seed)
         for module in self.frozen:
             module.eval()
-            for task in module.modules():
-                if isinstance(task, Task):
-                    task.training = True  # its parts are held; the samples that it makes stay those of training
+        for task in self._frozen_tasks:
+            task.training = True  # its parts are held; the samples that it makes stay those of training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch; its mean over ranks is the loss of the global batch."""

@@ -111,12 +111,20 @@ def _is_of_states(key: str, before: Any, now: Any) -> bool:
         return True  # one of the two is none
     if key == "model.param_groups":
         return _patterns(before) != _patterns(now)
-    states = ("model.optimizer.class_path", "model.lr_scheduler.class_path", "model.balancing", "model.freeze")
+    if key == "model.balancing":
+        return bool(_method(before) != _method(now))
+    states = ("model.optimizer.class_path", "model.lr_scheduler.class_path", "model.balancing.name", "model.freeze")
     return any(_below(key, one) for one in states)
 
 
 def _patterns(groups: Any) -> list[Any]:
     return [group.get("match") for group in groups] if isinstance(groups, list) else []
+
+
+def _method(balancing: Any) -> Any:
+    if balancing is _ABSENT or balancing is None:
+        return "fixed"
+    return balancing.get("name") if isinstance(balancing, Mapping) else balancing
 
 
 def _below(key: str, path: str) -> bool:

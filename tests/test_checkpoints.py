@@ -301,6 +301,12 @@ def test_what_the_states_belong_to_cannot_change(fit, capsys, change):
     assert "--init_from RUN" in said
 
 
+def test_balancing_may_be_watched_from_a_resume_on(fit):
+    run = fit("run")
+    more = ["--model.balancing={name: fixed, watch: true}", "--trainer.max_steps=6"]
+    fit("run", "--resume", str(run), *more, "--allow-changed=model.balancing", "--allow-changed=trainer")
+
+
 def test_a_misspelt_metric_to_monitor_is_refused_before_the_first_step(fit, tmp_path, capsys):
     callback = "{class_path: densectx.checkpointing.Checkpoints, init_args: {monitor: val/segmentation/mIoU}}"
     fit("run", f"--trainer.callbacks=[{callback}]", status=2)
