@@ -53,6 +53,41 @@ def test_cached_samples_are_the_decoded_ones(data, monkeypatch):
     assert [round((size - sizes[0]) / pixels) for size in sizes] == [0, 1, 3, 3]
 
 
+def test_what_memory_keeps_is_the_decoded_file(data, monkeypatch):
+    plain = Folder(str(data / "data"), split="train")
+    kept = Folder(str(data / "data"), split="train", cache="memory")
+    for index in range(4):
+        kept[index]["image"].zero_()  # a sample is its user's to change
+    monkeypatch.setattr("densectx.data.files.read_image", None)  # nothing is decoded again
+    for _ in range(2):
+        for index in range(4):
+            expected, sample = read_image(plain.name(index)), kept[index]
+            assert torch.equal(sample["image"], expected[0])
+            assert bool(sample["gray"]) == expected[1]
+            sample["image"].zero_()
+    assert not (data / "memory").exists()
+
+
+def test_memory_keeps_nothing_more_when_little_is_free(data, monkeypatch):
+    free = iter([1000, 251, 250])
+    monkeypatch.setattr("densectx.data.memory_cache.free_memory", lambda: next(free))
+    files, decoded = Files(cache="memory"), []
+    read = read_image
+
+    def counted(path, *options):
+        decoded.append(path.name)
+        return read(path, *options)
+
+    monkeypatch.setattr("densectx.data.files.read_image", counted)
+    for name in ("a.jpg", "alpha.png", "deep.png"):
+        files.image(data / "data/train" / name)
+    monkeypatch.setattr("densectx.data.memory_cache.free_memory", lambda: 100)
+    decoded.clear()
+    for name in ("a.jpg", "alpha.png", "deep.png"):
+        files.image(data / "data/train" / name)
+    assert decoded == ["deep.png"]
+
+
 def test_labels_are_kept_exactly(tmp_path):
     (tmp_path / "d").mkdir()
     mask = tmp_path / "d/m.png"

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densectx.data.reader import read_image
 from densectx.errors import ConfigError, DataError
@@ -106,6 +107,18 @@ def test_nearest_bins_in_chunks_and_of_none():
     index, _ = AbBins().nearest(ab, 5)
     assert torch.equal(index[140_000:140_100], AbBins().nearest(ab[140_000:140_100], 5)[0])
     assert AbBins().nearest(ab[:0], 5)[0].shape == (0, 5)
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.998])
+def test_averages_of_weights_leave_the_bins_alone(decay):
+    """They go over buffers, and would round the whole numbers among them down."""
+    ab = torch.rand(500, 2) * 200 - 100
+    expected = AbBins().nearest(ab, 5)
+    averaged = AveragedModel(AbBins(), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    for _ in range(5):
+        averaged.update_parameters(AbBins())
+    for value, other in zip(averaged.module.nearest(ab, 5), expected, strict=True):
+        assert torch.equal(value, other)
 
 
 def test_encoding_of_a_centre_in_closed_form():

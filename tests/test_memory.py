@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
-from densectx.inference import memory
-from densectx.inference.memory import free_bytes, rooms
+from densectx import memory
+from densectx.memory import free_memory, rooms
 
 NONE = 9223372036854771712
 """What version 1 has for no limit: the largest number of whole pages."""
@@ -78,13 +77,13 @@ def test_the_smallest_counts(groups, tmp_path, monkeypatch):
     groups("a", version=2, limit=1000, used=990, inactive=900)
     monkeypatch.setattr(memory, "OWN", own(tmp_path, "0::/a\n"))
     monkeypatch.setattr(memory, "GROUPS", tmp_path)
-    assert free_bytes(torch.device("cpu")) == 910
+    assert free_memory() == 910
     groups("a", version=2, limit=1000, used=1100, inactive=0)
-    assert free_bytes(torch.device("cpu")) == 0
+    assert free_memory() == 0
     groups("a", version=2, limit="max", used=1100, inactive=0)
-    assert free_bytes(torch.device("cpu")) > 10**6
+    assert free_memory() > 10**6
 
 
 @pytest.mark.skipif(not Path("/proc/self/cgroup").exists(), reason="a Linux system")
 def test_this_machine_has_some():
-    assert free_bytes(torch.device("cpu")) > 10**6
+    assert free_memory() > 10**6

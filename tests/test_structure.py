@@ -10,7 +10,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "densectx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"registry", "builtin", "distributions", "imports", "typecheck", "types", "errors", "rng", "archive", "seal"}
+BASE = {
+    "registry",
+    "builtin",
+    "distributions",
+    "imports",
+    "typecheck",
+    "types",
+    "errors",
+    "rng",
+    "archive",
+    "seal",
+    "memory",
+}
 PARTS = {"backbones", "heads", "losses", "metrics"}
 ABOVE = {"inference", "export", "inspection", "published", "report", "demo", "surgery"}
 TRAINING = {

@@ -77,7 +77,7 @@ class Cache:
         return self.folder / name[:2] / f"{name[2:]}.cache"
 
     def _store(self, entry: Path, digest: bytes, tensors: Tensors) -> None:
-        payload = safetensors.torch.save(dict(map(_packed, tensors.items())))
+        payload = safetensors.torch.save(dict(map(packed, tensors.items())))
         part = entry.with_name(f".{entry.stem}.{os.getpid()}.{secrets.token_hex(4)}.part")
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _load(entry: Path, digest: bytes) -> Tensors | None:
     return unpacked(safetensors.torch.load(bytes(payload)))
 
 
-def _packed(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
+def packed(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
     """The smallest type that gives back the same tensor; the name says how."""
     name, tensor = item
     tensor = tensor.contiguous()

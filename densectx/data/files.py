@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor
 
 from densectx.data.cache import Cache
 from densectx.data.labels import read_boundaries, read_colours, read_field, read_mask, read_sbd, read_two_levels
+from densectx.data.memory_cache import MemoryCache
 from densectx.data.reader import check_channels, extensions_of, range_of, read_image
 from densectx.errors import ConfigError
+
+MEMORY: Final = "memory"
+"""The cache that is no folder; one of that name is ``./memory``."""
 
 
 @final
@@ -23,7 +27,8 @@ class Files:
     Args:
         channels: of the images, see :func:`densectx.data.reader.read_image`.
         value_range: of TIFF and ``.npy`` images, see there.
-        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`; None decodes every time.
+        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`, or ``memory``, see
+            :class:`densectx.data.memory_cache.MemoryCache`; None decodes every time.
         root: folder of the data, which the cache must not lie in.
 
     Raises:
@@ -38,9 +43,7 @@ class Files:
         root: Path | None = None,
     ) -> None:
         self.channels, self.value_range = check_channels(channels), range_of(value_range)
-        self._cache = None if cache is None else Cache(cache)
-        if self._cache and root and Path(os.path.abspath(self._cache.folder)).is_relative_to(os.path.abspath(root)):
-            raise ConfigError(f"cache: {cache} lies in the folder of the data, {root}; name a folder outside of it.")
+        self._cache = None if cache is None else MemoryCache() if cache == MEMORY else _on_disk(cache, root)
 
     @property
     def extensions(self) -> frozenset[str]:
@@ -80,3 +83,11 @@ class Files:
 
     def _kept(self, path: Path, how: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         return make() if self._cache is None else self._cache.get(path, how, make)
+
+
+def _on_disk(folder: str, root: Path | None) -> Cache:
+    """A cache outside of the data."""
+    cache = Cache(folder)
+    if root and Path(os.path.abspath(cache.folder)).is_relative_to(os.path.abspath(root)):
+        raise ConfigError(f"cache: {folder} lies in the folder of the data, {root}; name a folder outside of it.")
+    return cache

@@ -33,7 +33,8 @@ class Folder(Dataset):
         include: patterns that files of every split must match as well.
         channels: 3 (gray files are replicated), 1 (colour files give BT.601 luma), or N (TIFF and ``.npy`` files).
         value_range: ``[lo, hi]`` of TIFF and ``.npy`` files, see :func:`densectx.data.reader.read_image`.
-        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`; null keeps none.
+        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`, or ``memory``: of each loader process,
+            see :class:`densectx.data.memory_cache.MemoryCache`; null keeps none.
 
     Raises:
         ConfigError: an unknown preset, or options of the wrong kind.

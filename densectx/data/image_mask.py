@@ -69,7 +69,8 @@ class ImageMask(Dataset):
             list of these}`` for others; a colour that is not declared is refused.
         channels: of the images: 3, 1 or N, see :func:`densectx.data.reader.read_image`.
         value_range: ``[lo, hi]`` of TIFF and ``.npy`` images, see there.
-        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`; null keeps none.
+        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`, or ``memory``: of each loader process,
+            see :class:`densectx.data.memory_cache.MemoryCache`; null keeps none.
         splits: ``{train: {from: [subsets], include: [patterns on name or stem], labels: true}, val: ...}``;
             a split left out takes the preset's, else the subset of its own name; null gives none.
 

@@ -66,7 +66,8 @@ class Manifest(Dataset):
         colors: see there.
         channels: of the images: 3, 1 or N, see :func:`densectx.data.reader.read_image`.
         value_range: ``[lo, hi]`` of TIFF and ``.npy`` images, see there.
-        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`; null keeps none.
+        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`, or ``memory``: of each loader process,
+            see :class:`densectx.data.memory_cache.MemoryCache`; null keeps none.
 
     Raises:
         ConfigError: options that do not go together.

@@ -42,7 +42,8 @@ class Paired(Dataset):
             without are left out.
         channels: of both: 3, 1 or N, see :func:`densectx.data.reader.read_image`.
         value_range: ``[lo, hi]`` of TIFF and ``.npy`` files, see there.
-        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`; null keeps none.
+        cache: folder of decoded files, see :class:`densectx.data.cache.Cache`, or ``memory``: of each loader process,
+            see :class:`densectx.data.memory_cache.MemoryCache`; null keeps none.
         splits: ``{train: {from: [subsets], include: [patterns on name or stem of inputs], labels: true}, val: ...}``;
             a split left out takes the preset's, else the subset of its own name; null gives none.
 

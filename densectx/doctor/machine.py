@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 
 from densectx.distributions import how_to_install
 from densectx.doctor.findings import Finding
-from densectx.inference.memory import free_bytes
 from densectx.listing import listed
+from densectx.memory import free_memory
 from densectx.precision import native_precision
 from densectx.registry import REGISTRIES
 from densectx.report.environment import device_name
@@ -38,7 +38,7 @@ def machine(folder: Path) -> Iterator[Finding]:
     yield plugins()
     yield from devices()
     yield threads()
-    free = free_bytes(torch.device("cpu"))
+    free = free_memory()
     yield Finding("memory", f"{free / _GIB:.1f} GiB free")
     yield disk(folder)
     yield from shared_memory(Path("/dev/shm"))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, final
 
 import torch
@@ -14,13 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from densectx.memory import free_memory
+
 _PROBES: Final = (64, 192)  # sides of two small pictures; what grows between them is a pixel's share
-OWN: Final = Path("/proc/self/cgroup")
-"""The control groups that this process is in."""
-GROUPS: Final = Path("/sys/fs/cgroup")
-"""Where control groups are mounted."""
-_VERSION_1: Final = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_VERSION_2: Final = ("memory.max", "memory.current", "inactive_file")  # limit, used, and cached files in memory.stat
 WORKSPACE: Final = 1.5
 """What operations take beside their results: reordered copies, columns of convolutions; an allowance."""
 
@@ -88,54 +81,8 @@ def bytes_per_pixel(run: Callable[[Tensor], Any], channels: int, device: torch.d
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had now: of the device, else of the machine and of this process's control group."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    found = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if hasattr(os, "sysconf") else [2**31]
-    info = Path("/proc/meminfo")
-    if info.exists() and (match := re.search(r"MemAvailable:\s*(\d+) kB", info.read_text(encoding="ascii"))):
-        found = [int(match[1]) * 1024]
-    return max(min(found + rooms(OWN, GROUPS)), 0)
-
-
-def rooms(own: Path, top: Path) -> list[int]:
-    """Bytes that each control group of a process can still take, of both versions; fewer than 0 above a limit.
-
-    Args:
-        own: the list of the process's groups, ``/proc/self/cgroup``.
-        top: where the groups are mounted, ``/sys/fs/cgroup``.
-
-    Returns:
-        Of its group and of those above that have a limit (version 1 writes none as a huge one). Groups that are not
-        mounted are left out: a container may see its own as the top.
-    """
-    found = []
-    for line in _text(own).splitlines():
-        _, controllers, path = line.split(":", 2)
-        files = _VERSION_2 if not controllers else _VERSION_1 if "memory" in controllers.split(",") else None
-        if files is None:
-            continue
-        root = top if files is _VERSION_2 else top / "memory"
-        names = [name for name in path.split("/") if name not in ("", "..")]
-        found += [_room(root.joinpath(*names[:depth]), *files) for depth in range(len(names) + 1)]
-    return [room for room in found if room is not None]
-
-
-def _room(group: Path, limit: str, used: str, inactive: str) -> int | None:
-    """Bytes below a group's limit, None without one. Cached files that nobody uses are given up for whoever asks."""
-    most, taken = _text(group / limit).strip(), _text(group / used).strip()
-    if not most.isdecimal() or not taken.isdecimal():
-        return None
-    cached = re.search(rf"^{inactive} (\d+)$", _text(group / "memory.stat"), re.MULTILINE)
-    return int(most) - int(taken) + (int(cached[1]) if cached else 0)
-
-
-def _text(path: Path) -> str:
-    """A file, empty if it cannot be read."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+    """Memory that can be had now: of the device, else :func:`densectx.memory.free_memory`."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
 def out_of_memory(error: BaseException) -> bool:

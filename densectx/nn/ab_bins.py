@@ -61,14 +61,14 @@ class AbBins(nn.Module):
     """
 
     centres: Tensor
-    candidates: Tensor
+    candidates: Tensor  # (cells, C) as floats: averages of weights go over buffers, and round whole numbers down
     places: Tensor  # (2, cells, C): a and b of the candidates
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("centres", centres(), persistent=False)
         table = _candidates()
-        self.register_buffer("candidates", table, persistent=False)
+        self.register_buffer("candidates", table.float(), persistent=False)
         far = torch.cat([centres(), torch.full((1, 2), torch.inf)])  # the bin that fills rows up is never near
         self.register_buffer("places", far[table].movedim(2, 0).contiguous(), persistent=False)
 
@@ -116,7 +116,7 @@ class AbBins(nn.Module):
         a, b = (place.index_select(0, row).to(ab.dtype) for place in self.places)
         distance = (a - ab[:, :1]).square_().add_((b - ab[:, 1:]).square_())
         near, at = distance.min(1, keepdim=True) if count == 1 else distance.topk(count, 1, largest=False)
-        return self.candidates[row].gather(1, at), near
+        return self.candidates[row].gather(1, at).long(), near
 
 
 def centres() -> Tensor:
