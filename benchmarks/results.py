@@ -1,6 +1,7 @@
 """What a finished run reached on the published sets: one file a figure, ``benchmarks/results/NAME-SET-METRIC.json``.
 
     python benchmarks/results.py evaluate NAME RUN [--sets bsd68 set12] -- -c configs/recipes/denoise_gray.yaml [flags]
+    python benchmarks/results.py evaluate NAME RUN --first RUN1 -- [arguments of RUN1] -- --init_from RUN1 [arguments]
     python benchmarks/results.py readme
 
 The first form evaluates the best checkpoint of a run folder, in float32, on the sets of ``benchmarks/report_sets.yaml``
@@ -67,7 +68,7 @@ class Figure(NamedTuple):
 
 def main() -> int:
     """Command line."""
-    own, _, fit = " ".join(map(shlex.quote, sys.argv[1:])).partition(" -- ")
+    own, *fits = _parts(sys.argv[1:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -75,45 +76,98 @@ def main() -> int:
     evaluate = commands.add_parser("evaluate", help="evaluate a run", allow_abbrev=False)
     evaluate.add_argument("name", help="what the results are called: of the zoo, or of the recipe")
     evaluate.add_argument("run", type=Path, help="a run folder")
+    evaluate.add_argument("--first", type=Path, help="the run folder that it took its weights from")
     evaluate.add_argument("--sets", nargs="+", help="only these of report_sets.yaml")
     evaluate.add_argument("--commit", help="of the training, if it is not the one of the checkout")
     evaluate.add_argument("--wall_s", type=float, help="seconds of training, where the run's log does not tell")
     commands.add_parser("readme", help="write benchmarks/README.md, and README.md's table, from the result files")
-    given = parser.parse_args(shlex.split(own))
+    given = parser.parse_args(own)
     if given.command == "readme":
         write_readme()
         write_summary()
         return 0
-    for path in record(given.name, given.run, shlex.split(fit), given.sets, given.commit, given.wall_s):
+    if len(fits) != 1 + (given.first is not None):
+        parser.error(
+            "behind -- stand the arguments of the run's fit; with --first those of both, the first one's first"
+        )
+    first = None if given.first is None else Trained(given.first, fits[0])
+    for path in record(given.name, given.run, fits[-1], given.sets, given.commit, given.wall_s, first):
         print(path)  # noqa: T201
     return 0
 
 
+def _parts(arguments: list[str]) -> list[list[str]]:
+    """What stands before, between and behind ``--``."""
+    parts: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == "--":
+            parts.append([])
+        else:
+            parts[-1].append(argument)
+    return parts
+
+
+class Trained(NamedTuple):
+    """A run folder, and the arguments of the fit that made it."""
+
+    run: Path
+    fit: list[str]
+
+    def command(self) -> str:
+        """Of a shell."""
+        return "densectx fit " + shlex.join(self.fit)
+
+    def curve(self, column: str) -> list[list[float]]:
+        """[[steps, value]] of a column of the log."""
+        series: Series | None = read_history(self.run / "metrics.csv").series.get(column)
+        return [] if series is None else [[*pair] for pair in zip(series.steps, series.values, strict=True)]
+
+
 def record(
-    name: str, run: Path, fit: list[str], sets: list[str] | None, commit: str | None, wall: float | None
+    name: str,
+    run: Path,
+    fit: list[str],
+    sets: list[str] | None,
+    commit: str | None,
+    wall: float | None,
+    first: Trained | None = None,
 ) -> list[Path]:
     """Evaluate a run and write its files."""
-    file, config = locate(run), load_yaml(run / "config.yaml")
-    _check_same(fit, config)
-    history = read_history(run / "metrics.csv").series
+    file, last = locate(run), Trained(run, fit)
+    begun = _step(locate(first.run)) if first else 0
+    for one in (first, last):
+        if one is not None:
+            _check_same(one.fit, load_yaml(one.run / "config.yaml"))
+    config = load_yaml(run / "config.yaml")
+    command, seconds = last.command(), wall
+    if first:
+        if not config.get("init_from") or Path(config["init_from"]).resolve() != first.run.resolve():
+            raise SystemExit(
+                f"{run} did not take its weights from {first.run}: init_from is {config.get('init_from')}."
+            )
+        command = f"{first.command()} && {command.replace(str(config['init_from']), 'RUN')}"
+        config["init_from"] = "RUN"
+    if seconds is None:
+        seconds = sum(wall_seconds(one.run) for one in (first, last) if one is not None)
     common = {
         "seed": config.get("seed_everything", 0),
         "commit": commit
         or _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else ""),
-        "machine": _machine(run),
+        "machine": _machine(run, first),
     }
     trained = {
         "config": portable(config),
-        "command": "densectx fit " + shlex.join(fit),
-        "steps": int(file.resolve().stem.rpartition("-")[2]),
-        "wall_s": round(wall_seconds(run) if wall is None else wall),
+        "command": command,
+        "steps": begun + _step(file),
+        "wall_s": round(seconds),
     }
     again = f"python benchmarks/results.py evaluate {name} RUN -- {shlex.join(fit)}"
     written = []
     RESULTS.mkdir(exist_ok=True)
     for figure in figures(file, sets):
-        column = history.get(f"val/{figure.key}/{figure.metric}")
-        own: dict[str, Any] = {**trained, "curve": _points(column)}
+        column = f"val/{figure.key}/{figure.metric}"
+        before = [point for point in first.curve(column) if point[0] <= begun] if first else []
+        own: dict[str, Any] = {**trained, "curve": before + [[begun + n, value] for n, value in last.curve(column)]}
         if figure.trivial:
             own = {"config": {}, "command": again, "seed": 0, "steps": 0, "wall_s": 0, "curve": []}
         stem = f"trivial-{figure.trivial}-{figure.suffix}" if figure.trivial else f"{name}-{figure.suffix}"
@@ -234,19 +288,26 @@ def portable(value: Any) -> Any:
     return "${oc.env:DENSECTX_DATA,data}" + value[len(str(root)) :] if inside else value
 
 
-def _points(column: Series | None) -> list[list[float]]:
-    """A learning curve: [[steps, value]]."""
-    return [] if column is None else [[*pair] for pair in zip(column.steps, column.values, strict=True)]
+def _step(file: Path) -> int:
+    """Of a checkpoint."""
+    return int(file.resolve().stem.rpartition("-")[2])
 
 
-def _machine(run: Path) -> dict[str, Any]:
+def _machine(run: Path, first: Trained | None) -> dict[str, Any]:
     found = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     kept = {key: found[key] for key in ("device", "system", "python", "processes", "threads")}
-    return {**kept, "torch": found["packages"]["torch"]}
+    kept["torch"] = found["packages"]["torch"]
+    if first is None:
+        return kept
+    before = _machine(first.run, None)
+    return {**kept, "device": f"{before['device']}, then {kept['device']}", "first": before}
 
 
 def wall_seconds(run: Path) -> float:
-    """Seconds that the fits of a run took, from what TensorBoard was given when; validations are included."""
+    """Seconds that the fits of a run took, from what TensorBoard was given when; validations are included.
+
+    A run folder that was copied without TensorBoard's files, which hold pictures, tells it by the times of its others.
+    """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     spans = []
@@ -254,7 +315,10 @@ def wall_seconds(run: Path) -> float:
         times = [event.wall_time for event in EventFileLoader(str(file)).Load()]
         spans += [(min(times), max(times))] if times else []
     if not spans:
-        raise SystemExit(f"{run}: has no events of TensorBoard; give the seconds of its training by --wall_s.")
+        seconds = (run / "metrics.csv").stat().st_mtime - (run / "environment.json").stat().st_mtime
+        if seconds <= 0:
+            raise SystemExit(f"{run}: does not tell when it was trained; give the seconds by --wall_s.")
+        return seconds
     *earlier, last = sorted(spans)
     begin = min(last[0], (run / "environment.json").stat().st_mtime)  # written when a fit starts, before its first log
     begin = begin if not earlier or begin >= earlier[-1][1] else last[0]

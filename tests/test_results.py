@@ -114,6 +114,33 @@ def recorded(tools, run, tmp_path_factory):
     return folder, {path.stem: json.loads(path.read_text()) for path in written}
 
 
+def test_a_run_from_the_weights_of_another_counts_both(tools, run, recorded, tmp_path, monkeypatch):
+    data, config, first = run
+    monkeypatch.setenv("DENSECTX_RUN", "")
+    monkeypatch.setenv("DENSECTX_DATA", str(data))
+    more = ["--init_from", str(first), "--trainer.max_steps", "4"]
+    command = ["fit", "-c", str(config), *more, "--name", "more", "--no-report"]
+    assert cli.main([*command, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    second = tmp_path / "more" / "0"
+    monkeypatch.setattr(tools["results"], "RESULTS", tmp_path)
+    record, one = tools["results"].record, tools["results"].Trained(first, ["-c", str(config)])
+    (path,) = record("more", second, ["-c", str(config), *more], ["camvid0001tp"], "abc", None, one)[:1]
+    found, before = json.loads(path.read_text()), recorded[1]["tiny-camvid0001tp-miou"]
+    assert path.stem == "more-camvid0001tp-miou"
+    assert found["command"] == f"{before['command']} && densectx fit -c {config} --init_from RUN --trainer.max_steps 4"
+    assert found["config"]["init_from"] == "RUN"
+    assert found["curve"][0] == before["curve"][0]
+    assert [step for step, _ in found["curve"]] == [2, 4, 6]
+    assert 2 < found["steps"] <= 6
+    assert found["machine"]["first"] == before["machine"]
+    assert found["machine"]["device"] == f"{before['machine']['device']}, then {before['machine']['device']}"
+    with pytest.raises(SystemExit, match="did not take its weights"):
+        record("more", first, ["-c", str(config)], None, "abc", None, one)
+    for file in second.glob("events.out.tfevents.*"):
+        file.unlink()
+    assert 0 < tools["results"].wall_seconds(second) < 600, "from the times of the other files"
+
+
 def test_a_file_a_figure_with_the_keys_that_were_agreed(recorded):
     _, files = recorded
     keys = "name task data metric value per_class config command seed steps commit machine wall_s parameters"
