@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from densectx.arguments import TOP_LEVEL, Arguments, Takes, split_arguments
+from densectx.averaging import lag
 from densectx.building import allowed_packages, build_module, instantiate
 from densectx.checkpoint import init_from, load_weights, locate, read
 from densectx.classpaths import check_class_paths
@@ -108,6 +109,8 @@ def main(command: str, argv: Sequence[str]) -> int:
                 (folder / MARK).unlink(missing_ok=True)
                 record(folder, trainer.strategy.root_device, trainer.world_size)
             rank_zero_info(f"Run folder: {folder}")
+            if said := lag(config):
+                rank_zero_info(said)
             # what is logged is summed over ranks already
             warnings.filterwarnings("ignore", "It is recommended to use `self.log")
             expect_ranks(trainer)

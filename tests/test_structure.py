@@ -26,6 +26,7 @@ BASE = {
 PARTS = {"backbones", "heads", "losses", "metrics"}
 ABOVE = {"inference", "export", "inspection", "published", "report", "demo", "surgery"}
 TRAINING = {
+    "averaging",
     "module",
     "training",
     "cli",

@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 import densectx
+from densectx.averaging import lag
 from densectx.cli import main
 from densectx.errors import CheckpointError
 from densectx.loggers import MetricsFile
@@ -66,6 +68,24 @@ def same(a, b):
 
 
 EMA = "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "said"),
+    [
+        (0.9997, 14000, "over about 3333 steps, and the run has 14000: .* Decay 0.999 covers a tenth"),
+        (0.9997, 48000, ""),
+        (0.9, 8, "over about 10 steps, and the run has 8"),
+        (1.0, 100, "over about 100 steps"),
+        (None, 4000, "decay 0.999 averages over about 1000 steps"),  # Lightning's default
+        (0.999, -1, ""),  # epochs; their length is not known yet
+    ],
+)
+def test_an_average_that_comes_too_late_is_told(decay, steps, said):
+    options = {} if decay is None else {"decay": decay}
+    callback = {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": options}
+    told = lag({"trainer": {"max_steps": steps, "callbacks": [callback]}})
+    assert re.search(said, told) if said else not told
 
 
 @pytest.mark.parametrize(
