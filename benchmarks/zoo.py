@@ -1,6 +1,6 @@
 """Put the best checkpoint of a run into plugins/densectx-zoo as one of its models.
 
-    python benchmarks/zoo.py denoise-gray RUN [--results NAME] [--dtype float16] [--sets bsd68 set12]
+    python benchmarks/zoo.py denoise-gray RUN [--results NAME] [--dtype float16] [--sets bsd68 set12] [--note TEXT]
 
 Writes ``densectx_zoo/weights/NAME.safetensors`` with the weights of convolutions in half precision (biases, norm layers
 and their statistics stay float32), ``densectx_zoo/cards/NAME.md``, the entry points in ``pyproject.toml`` and the table
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from record import RESULTS, ROOT
-from results import figures
+from results import figures, report_sets
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -54,8 +54,10 @@ def main() -> int:
     parser.add_argument("--dtype", choices=list(DTYPES), default="float16")
     parser.add_argument("--sets", nargs="+", help="compare on these of report_sets.yaml only")
     parser.add_argument("--tolerance", type=float, default=0.005, help="dB or points (1/100 of that for SSIM)")
+    parser.add_argument("--note", default="", help="stands in the card below the figures")
     given = parser.parse_args()
-    for line in add(given.name, given.run, given.results or given.name, given.dtype, given.sets, given.tolerance):
+    called = given.results or given.name
+    for line in add(given.name, given.run, called, given.dtype, given.sets, given.tolerance, note=given.note):
         print(line)  # noqa: T201
     return 0
 
@@ -69,10 +71,11 @@ def add(
     tolerance: float = 0.005,
     package: Path = PACKAGE,
     results: Path = RESULTS,
+    note: str = "",
 ) -> list[str]:
     """Add or replace a model; returns the comparison, a line a metric."""
-    measured = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob(f"{called}-*.json"))}
-    measured = {stem: one for stem, one in measured.items() if "macs_per_pixel" in one}
+    files = sorted(file for one in report_sets() for file in results.glob(f"{called}-{one}-*.json"))
+    measured = {file.stem: json.loads(file.read_text()) for file in files}
     if not measured:
         raise SystemExit(f"{results}/{called}-*.json: no results yet; write them by benchmarks/results.py evaluate.")
     source = locate(run)
@@ -90,7 +93,7 @@ def add(
         fresh.unlink(missing_ok=True)
     card = package / "densectx_zoo" / "cards" / f"{name}.md"
     card.parent.mkdir(exist_ok=True)
-    card.write_text(card_of(name, measured, file.stat().st_size, dtype, said), encoding="utf-8")
+    card.write_text(card_of(name, measured, file.stat().st_size, dtype, said, note), encoding="utf-8")
     write_lists(package)
     return [f"{file}: {file.stat().st_size / 1e6:.2f} MB", *said]
 
@@ -135,7 +138,9 @@ def compare(before: Path, after: Path, sets: list[str] | None, tolerance: float)
     return said
 
 
-def card_of(name: str, measured: Mapping[str, Mapping[str, Any]], size: int, dtype: str, said: list[str]) -> str:
+def card_of(
+    name: str, measured: Mapping[str, Mapping[str, Any]], size: int, dtype: str, said: list[str], note: str = ""
+) -> str:
     """The model's card."""
     first = next(iter(measured.values()))
     config = first["config"]
@@ -156,6 +161,7 @@ def card_of(name: str, measured: Mapping[str, Mapping[str, Any]], size: int, dty
         "| data | metric | value |",
         "|---|---|---|",
         *(f"| {one['data']} | {one['metric']} | {one['value']:.4g} |" for one in measured.values()),
+        *([f"\n{note}"] if note else []),
         "\nMeasured on the checkpoint; what storing it in half precision changes:\n",
         *(f"- {line}" for line in said),
         "\n## Data and their terms\n",

@@ -321,10 +321,13 @@ def package(tmp_path):
     return copy
 
 
-def test_a_run_becomes_a_model_of_the_package(tools, run, recorded, package):
-    said = tools["zoo"].add(
-        "multitask", run[2], "tiny", sets=["set5", "camvid0001tp"], tolerance=0.5, package=package, results=recorded[0]
-    )
+def test_a_run_becomes_a_model_of_the_package(tools, run, recorded, package, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(recorded[0], results)
+    other = json.loads((results / "tiny-set5-x2-psnr.json").read_text()) | {"value": 77.7}
+    (results / "tiny-other-set5-x2-psnr.json").write_text(json.dumps(other))  # of "tiny-other"
+    options = {"tolerance": 0.5, "package": package, "results": results, "note": "Seen by nobody."}
+    said = tools["zoo"].add("multitask", run[2], "tiny", sets=["set5", "camvid0001tp"], **options)
     assert any(line.startswith("set5-x2-psnr: ") for line in said)
     file = package / "densectx_zoo" / "weights" / "multitask.safetensors"
     stored = load_file(file)
@@ -348,6 +351,8 @@ def test_a_run_becomes_a_model_of_the_package(tools, run, recorded, package):
     assert "CC BY-NC 4.0" in card
     assert "BSDS500 (Arbelaez" in card
     assert "T91" not in card
+    assert "Seen by nobody." in card
+    assert "77.7" not in card
     assert f"densectx fit -c {run[1]}" in card
     assert str(run[0]).encode() not in file.read_bytes()  # no folder of the machine that trained it
 
