@@ -139,14 +139,14 @@ def record(
         if one is not None:
             _check_same(one.fit, load_yaml(one.run / "config.yaml"))
     config = load_yaml(run / "config.yaml")
-    command, seconds = last.command(), wall
+    command, both, seconds = last.command(), f"-- {shlex.join(fit)}", wall
     if first:
-        if not config.get("init_from") or Path(config["init_from"]).resolve() != first.run.resolve():
-            raise SystemExit(
-                f"{run} did not take its weights from {first.run}: init_from is {config.get('init_from')}."
-            )
-        command = f"{first.command()} && {command.replace(str(config['init_from']), 'RUN')}"
+        source = config.get("init_from")
+        if source is None or Path(source).resolve() != first.run.resolve():
+            raise SystemExit(f"{run} did not take its weights from {first.run}: init_from is {source}.")
+        command = f"{first.command()} && {command.replace(source, 'RUN')}"
         config["init_from"] = "RUN"
+        both = f"--first RUN1 -- {shlex.join(first.fit)} -- {shlex.join(fit).replace(source, 'RUN1')}"
     if seconds is None:
         seconds = sum(wall_seconds(one.run) for one in (first, last) if one is not None)
     common = {
@@ -161,7 +161,7 @@ def record(
         "steps": begun + _step(file),
         "wall_s": round(seconds),
     }
-    again = f"python benchmarks/results.py evaluate {name} RUN -- {shlex.join(fit)}"
+    again = f"python benchmarks/results.py evaluate {name} RUN {both}"
     written = []
     RESULTS.mkdir(exist_ok=True)
     for figure in figures(file, sets):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,14 @@ def test_trains_on_no_image_of_a_test_set(path, data, monkeypatch):
         if "segmentation" in compose([path]).values["model"]["tasks"] or path.stem == "pretrain_trunk":
             assert "0001TP_006690" not in train  # validates the segmentation
         assert val <= {*SIX, "0001TP_006690"}
+
+
+@pytest.mark.parametrize("path", [ROOT / "configs" / "segmentation_camvid.yaml", *RECIPES], ids=name_of)
+def test_the_flag_that_a_comment_gives_takes_all_frames(path, data, monkeypatch):
+    monkeypatch.setenv("DENSECTX_DATA", str(data))
+    for flag, value in re.findall(r"^#.*--(data\.sources\.camvid\.\S+) (\w+)", path.read_text(), re.MULTILINE):
+        module = densectx.DataModule(**compose([path], [(flag, value)]).values["data"])
+        assert len(module.datasets["train"]["camvid"]) == 3
 
 
 def test_gray_denoiser_costs_less_than_dncnn(built):

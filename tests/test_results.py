@@ -124,7 +124,9 @@ def test_a_run_from_the_weights_of_another_counts_both(tools, run, recorded, tmp
     second = tmp_path / "more" / "0"
     monkeypatch.setattr(tools["results"], "RESULTS", tmp_path)
     record, one = tools["results"].record, tools["results"].Trained(first, ["-c", str(config)])
-    (path,) = record("more", second, ["-c", str(config), *more], ["camvid0001tp"], "abc", None, one)[:1]
+    path, trivial, *_ = record("more", second, ["-c", str(config), *more], ["camvid0001tp"], "abc", None, one)
+    assert str(first) not in trivial.read_text()
+    assert f"more RUN --first RUN1 -- -c {config} -- -c {config} --init_from RUN1" in trivial.read_text()
     found, before = json.loads(path.read_text()), recorded[1]["tiny-camvid0001tp-miou"]
     assert path.stem == "more-camvid0001tp-miou"
     assert found["command"] == f"{before['command']} && densectx fit -c {config} --init_from RUN --trainer.max_steps 4"
