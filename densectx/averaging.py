@@ -25,10 +25,12 @@ def lag(config: Mapping[str, Any]) -> str:
     steps = trainer.get("max_steps")
     if not isinstance(steps, int) or steps < 1:
         return ""
-    for callback in trainer.get("callbacks") or []:
-        if not str(callback.get("class_path", "")).endswith(_CLASS):
+    given = trainer.get("callbacks") or []
+    for callback in given if isinstance(given, list) else [given]:
+        spec = callback if isinstance(callback, Mapping) else {"class_path": callback}  # Lightning takes a name alone
+        if not str(spec.get("class_path", "")).endswith(_CLASS):
             continue
-        options = callback.get("init_args") or {}
+        options = spec.get("init_args") or {}
         decay, every = options.get("decay", _DECAY), options.get("update_every_n_steps", 1)
         covered = every / (1 - decay) if decay < 1 else steps
         if covered > _MOST * steps:

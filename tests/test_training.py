@@ -84,8 +84,11 @@ EMA = "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging, init_args: 
 def test_an_average_that_comes_too_late_is_told(decay, steps, said):
     options = {} if decay is None else {"decay": decay}
     callback = {"class_path": "pytorch_lightning.callbacks.EMAWeightAveraging", "init_args": options}
-    told = lag({"trainer": {"max_steps": steps, "callbacks": [callback]}})
-    assert re.search(said, told) if said else not told
+    forms = [[callback], callback, ["LearningRateMonitor", callback], *([] if options else ["EMAWeightAveraging"])]
+    for callbacks in forms:
+        told = lag({"trainer": {"max_steps": steps, "callbacks": callbacks}})
+        assert re.search(said, told) if said else not told
+    assert not lag({"trainer": {"max_steps": steps, "callbacks": None}})
 
 
 @pytest.mark.parametrize(
