@@ -117,11 +117,6 @@ class Trained(NamedTuple):
         """Of a shell."""
         return "densectx fit " + shlex.join(self.fit)
 
-    def curve(self, column: str) -> list[list[float]]:
-        """[[steps, value]] of a column of the log."""
-        series: Series | None = read_history(self.run / "metrics.csv").series.get(column)
-        return [] if series is None else [[*pair] for pair in zip(series.steps, series.values, strict=True)]
-
 
 def record(
     name: str,
@@ -135,9 +130,9 @@ def record(
     """Evaluate a run and write its files."""
     file, last = locate(run), Trained(run, fit)
     begun = _step(locate(first.run)) if first else 0
-    for one in (first, last):
-        if one is not None:
-            _check_same(one.fit, load_yaml(one.run / "config.yaml"))
+    runs = [first, last] if first else [last]
+    for one in runs:
+        _check_same(one.fit, load_yaml(one.run / "config.yaml"))
     config = load_yaml(run / "config.yaml")
     command, both, seconds = last.command(), f"-- {shlex.join(fit)}", wall
     if first:
@@ -148,7 +143,7 @@ def record(
         config["init_from"] = "RUN"
         both = f"--first RUN1 -- {shlex.join(first.fit)} -- {shlex.join(fit).replace(source, 'RUN1')}"
     if seconds is None:
-        seconds = sum(wall_seconds(one.run) for one in (first, last) if one is not None)
+        seconds = sum(wall_seconds(one.run) for one in runs)
     common = {
         "seed": config.get("seed_everything", 0),
         "commit": commit
@@ -162,12 +157,14 @@ def record(
         "wall_s": round(seconds),
     }
     again = f"python benchmarks/results.py evaluate {name} RUN {both}"
+    logs = [(0, begun, read_history(first.run / "metrics.csv").series)] if first else []
+    logs.append((begun, math.inf, read_history(run / "metrics.csv").series))
     written = []
     RESULTS.mkdir(exist_ok=True)
     for figure in figures(file, sets):
         column = f"val/{figure.key}/{figure.metric}"
-        before = [point for point in first.curve(column) if point[0] <= begun] if first else []
-        own: dict[str, Any] = {**trained, "curve": before + [[begun + n, value] for n, value in last.curve(column)]}
+        curve = [[start + n, v] for start, most, log in logs for n, v in _points(log.get(column)) if n <= most]
+        own: dict[str, Any] = {**trained, "curve": curve}
         if figure.trivial:
             own = {"config": {}, "command": again, "seed": 0, "steps": 0, "wall_s": 0, "curve": []}
         stem = f"trivial-{figure.trivial}-{figure.suffix}" if figure.trivial else f"{name}-{figure.suffix}"
@@ -286,6 +283,11 @@ def portable(value: Any) -> Any:
         return [portable(item) for item in value]
     inside = root and isinstance(value, str) and value.startswith(root)
     return "${oc.env:DENSECTX_DATA,data}" + value[len(str(root)) :] if inside else value
+
+
+def _points(column: Series | None) -> list[tuple[int, float]]:
+    """A learning curve: (steps, value)."""
+    return [] if column is None else list(zip(column.steps, column.values, strict=True))
 
 
 def _step(file: Path) -> int:

@@ -21,7 +21,7 @@ from densectx.losses.chroma import ChromaCrossEntropy
 from densectx.metrics import psnr, quantize
 from densectx.metrics.colour import ColourMetrics, auc_share, colourfulness
 from densectx.model import DenseModel
-from densectx.nn.ab_bins import BINS, AbBins, centres
+from densectx.nn.ab_bins import BINS, AbBins, _tables, centres
 from densectx.nn.ab_prior import SHIPPED, AbPrior
 from densectx.nn.colour import lab_to_rgb, rgb_to_lab
 from densectx.rng import generator
@@ -109,16 +109,29 @@ def test_nearest_bins_in_chunks_and_of_none():
     assert AbBins().nearest(ab[:0], 5)[0].shape == (0, 5)
 
 
+@pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.998])
-def test_averages_of_weights_leave_the_bins_alone(decay):
-    """They go over buffers, and would round the whole numbers among them down."""
+def test_averages_and_casts_of_weights_leave_the_bins_alone(decay, count):
+    """Both go over buffers: whole numbers would be rounded, infinite ones become none at all."""
     ab = torch.rand(500, 2) * 200 - 100
-    expected = AbBins().nearest(ab, 5)
+    expected = AbBins().nearest(ab, count)
     averaged = AveragedModel(AbBins(), multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     for _ in range(5):
         averaged.update_parameters(AbBins())
-    for value, other in zip(averaged.module.nearest(ab, 5), expected, strict=True):
-        assert torch.equal(value, other)
+    for bins in (averaged.module, AbBins().to(torch.bfloat16)):
+        for value, other in zip(bins.nearest(ab, count), expected, strict=True):
+            assert torch.equal(value, other)
+
+
+def test_a_table_made_in_inference_mode_serves_training():
+    ab = torch.rand(6, 2)
+    _tables.cache_clear()
+    with torch.inference_mode():
+        AbBins().nearest(ab, 5)
+    scores = torch.randn(6, BINS, requires_grad=True)
+    index, share = AbBins().encode(ab)
+    (share * scores.gather(1, index)).sum().backward()
+    assert scores.grad is not None
 
 
 def test_encoding_of_a_centre_in_closed_form():

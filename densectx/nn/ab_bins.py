@@ -54,23 +54,18 @@ _CHUNK = 1 << 17  # colours that are looked up at a time: about 20 MB
 
 @final
 class AbBins(nn.Module):
-    """Nearest bins, soft encoding and annealed mean. No parameters; its buffers are not part of a checkpoint.
+    """Nearest bins, soft encoding and annealed mean. No parameters; its buffer is not part of a checkpoint.
 
     The nearest bins are exact and cheap: for each cell of 4 x 4 units a table holds every bin that can be among the
-    five nearest of a colour in that cell, and only those are compared (at most 13 of 313).
+    five nearest of a colour in that cell, and only those are compared (at most 13 of 313). The table is no state:
+    casts and averages of weights go over buffers, and would round its whole numbers and spoil its infinite ones.
     """
 
     centres: Tensor
-    candidates: Tensor  # (cells, C) as floats: averages of weights go over buffers, and round whole numbers down
-    places: Tensor  # (2, cells, C): a and b of the candidates
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("centres", centres(), persistent=False)
-        table = _candidates()
-        self.register_buffer("candidates", table.float(), persistent=False)
-        far = torch.cat([centres(), torch.full((1, 2), torch.inf)])  # the bin that fills rows up is never near
-        self.register_buffer("places", far[table].movedim(2, 0).contiguous(), persistent=False)
 
     def nearest(self, ab: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
         """The nearest bins of each colour, near to far.
@@ -113,10 +108,11 @@ class AbBins(nn.Module):
         side = 2 * _LIMIT // _CELL
         cell = ((ab + _LIMIT) / _CELL).long().clamp_(max=side - 1)
         row = cell[:, 0] * side + cell[:, 1]
-        a, b = (place.index_select(0, row).to(ab.dtype) for place in self.places)
+        candidates, places = _tables(ab.device)
+        a, b = (place.index_select(0, row).to(ab.dtype) for place in places)
         distance = (a - ab[:, :1]).square_().add_((b - ab[:, 1:]).square_())
         near, at = distance.min(1, keepdim=True) if count == 1 else distance.topk(count, 1, largest=False)
-        return self.candidates[row].gather(1, at).long(), near
+        return candidates[row].gather(1, at), near
 
 
 def centres() -> Tensor:
@@ -126,6 +122,14 @@ def centres() -> Tensor:
 
 
 @cache
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The candidates of each cell (cells, C) int64, and their a and b (2, cells, C) float32, on a device."""
+    with torch.inference_mode(mode=False):  # made once, perhaps in a validation, and used in training too
+        table = _candidates()
+        far = torch.cat([centres(), torch.full((1, 2), torch.inf)])  # the bin that fills rows up is never near
+        return table.to(device), far[table].movedim(2, 0).contiguous().to(device)
+
+
 def _candidates() -> Tensor:
     """(cells, C) int64: the bins that can be among the 5 nearest of a colour in each cell, filled up with 313.
 
