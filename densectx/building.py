@@ -35,7 +35,7 @@ from densectx.resilience.watchdog import Watchdog, collective_timeout
 from densectx.types import SourceInfo
 
 # Classes that a config may name by class_path: what is built from there runs, so the list is closed.
-_PACKAGES = ("torch.optim", "pytorch_lightning", "lightning_fabric", "densectx", "datetime")
+_PACKAGES = ("torch.optim", "timm.optim", "pytorch_lightning", "lightning_fabric", "densectx", "datetime")
 
 
 def allowed_packages() -> list[str]:
