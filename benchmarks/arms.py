@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from record import RESULTS, ROOT, _git, machine, measured
+from record import RESULTS, ROOT, commit, machine, measured
 
 ARMS = Path(__file__).parent / "arms"
 
@@ -37,7 +37,7 @@ def main() -> int:
     asked = {
         "name": given.name,
         "command": f"python benchmarks/arms.py {shlex.join(sys.argv[1:])}",
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else ""),
+        "commit": commit(),
         "config": plan["config"],
         "flags": plan["flags"],
     }

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from record import RESULTS, ROOT, _git, machine
+from record import RESULTS, ROOT, commit, machine
 
 CONFIG = "benchmarks/context_ablation.yaml"
 ARMS = {
@@ -61,7 +61,7 @@ def main() -> int:
         "config": CONFIG,
         "front_steps": given.front,
         "joint_steps": given.joint,
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": commit(),
         "machine": machine(),
         "metric": "miou on 62 frames of 0001TP at 240x180, percent",
         "front_ends": fronts,

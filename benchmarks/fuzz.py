@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from record import RESULTS, _git, machine
+from record import RESULTS, commit, machine
 from tifffile import imwrite
 
 import densectx
@@ -75,7 +75,7 @@ def main() -> int:
     result = {
         "name": "fuzz",
         "command": f"python benchmarks/fuzz.py {shlex.join(sys.argv[1:])}".strip(),
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else ""),
+        "commit": commit(),
         "machine": machine(),
         "seed": given.seed,
         "inputs": sum(sum(each["outcomes"].values()) for each in found.values()),

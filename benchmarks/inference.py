@@ -34,7 +34,7 @@ import numpy as np
 import tifffile
 import torch
 from PIL import Image
-from record import RESULTS, _git, machine
+from record import RESULTS, commit, machine
 
 from densectx import cli
 from densectx.checkpoint import load, save_safetensors
@@ -64,7 +64,7 @@ def main() -> int:
     found = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"name": "inference"}
     about = {
         "command": f"python benchmarks/inference.py {shlex.join(sys.argv[1:])}".strip(),
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else ""),
+        "commit": commit(),
         "machine": machine() | {"threads": torch.get_num_threads()},
     }
     with tempfile.TemporaryDirectory() as folder:

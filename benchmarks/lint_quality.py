@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from record import RESULTS, _git, machine
+from record import RESULTS, commit, machine
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -50,7 +50,7 @@ def main() -> int:
     result = {
         "name": "lint-quality",
         "command": f"python benchmarks/lint_quality.py {shlex.join(sys.argv[1:])}".strip(),
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else ""),
+        "commit": commit(),
         "machine": machine(),
         "images": origin,
         "shifted_pairs": pairs(images),

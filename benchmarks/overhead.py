@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import RESULTS, ROOT, _git, machine
+from record import RESULTS, ROOT, commit, machine
 
 from densectx.building import instantiate
 from densectx.config import compose
@@ -53,7 +53,7 @@ def main() -> int:
         "name": "overhead",
         "command": shlex.join(["python", "benchmarks/overhead.py", *sys.argv[1:]]),
         "config": "configs/quickstart.yaml",
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else ""),
+        "commit": commit(),
         "machine": {**machine(), "threads": torch.get_num_threads()},
         "precision": native_precision("cpu"),
         "block": given.block,

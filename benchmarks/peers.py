@@ -32,7 +32,7 @@ from typing import Any, final
 
 import segmentation_models_pytorch as smp
 import torch
-from record import RESULTS, ROOT, _git, machine
+from record import RESULTS, ROOT, commit, machine
 from results import figures
 from speed import networks
 from speed.timing import Arm, Plan, compare
@@ -111,7 +111,7 @@ def main() -> int:
                 "minutes": given.minutes,
                 "encoder": given.encoder,
                 "seed": given.seed,
-                "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else ""),
+                "commit": commit(),
                 "machine": machine() | {"threads": torch.get_num_threads()},
                 "smp": smp.__version__,
                 "metric": "miou on 62 frames of 0001TP at 480x360, percent, by which the learning rates were chosen",

@@ -55,7 +55,7 @@ def record(name: str, fit: list[str], pictures: list[str]) -> None:
         result = {
             "name": name,
             "command": "densectx fit " + shlex.join(fit),
-            "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else ""),
+            "commit": commit(),
             "machine": machine(),
             "wall_s": round(wall),
             **measured(run),
@@ -161,6 +161,11 @@ def replace_marked(name: str, lines: Sequence[str], readme: Path = ROOT / "READM
     if count != 1:
         raise SystemExit(f"{readme.name}: expected the markers <!-- {name} --> and <!-- end of {name} --> once.")
     readme.write_text(replaced, encoding="utf-8")
+
+
+def commit() -> str:
+    """Hash of the checkout, marked if the package differs from it."""
+    return _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else "")
 
 
 def _git(*arguments: str) -> str:

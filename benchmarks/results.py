@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
-from record import RESULTS, _git
+from record import RESULTS
+from record import commit as this_commit
 from result_table import write_readme, write_summary
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -146,8 +147,7 @@ def record(
         seconds = sum(wall_seconds(one.run) for one in runs)
     common = {
         "seed": config.get("seed_everything", 0),
-        "commit": commit
-        or _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else ""),
+        "commit": commit or this_commit(),
         "machine": _machine(run, first),
     }
     trained = {

@@ -24,8 +24,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from norms import commit
-from record import RESULTS, machine
+from record import RESULTS, commit, machine
 from torchvision.models import resnet34
 
 from densectx.archive import load_archive

@@ -35,8 +35,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from norms import commit
-from record import RESULTS, machine
+from record import RESULTS, commit, machine
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 

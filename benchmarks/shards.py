@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from norms import commit
 from PIL import Image
-from record import RESULTS, machine
+from record import RESULTS, commit, machine
 from torch.utils.data import DataLoader
 
 from densectx.data.mosaic import Mosaic

@@ -33,8 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from norms import commit
-from record import RESULTS, machine
+from record import RESULTS, commit, machine
 from speed.plot import plot
 from speed.tables import TITLES, tables
 from speed.timing import Plan

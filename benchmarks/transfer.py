@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, ROOT, _git, machine
+from record import RESULTS, ROOT, commit, machine
 
 CONFIG = "benchmarks/transfer.yaml"
 SCORES = {"edges": "ap", "denoising": "psnr", "super_resolution": "psnr", "colorization": "ab_psnr"}  # higher is better
@@ -56,7 +56,7 @@ def main() -> int:
         "config": CONFIG,
         "steps": given.steps,
         "seeds": given.seeds,
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "densectx") else ""),
+        "commit": commit(),
         "machine": machine(),
         "metric": "18 images of BSDS500's train and test whose number begins with 6: "
         + ", ".join(f"{task} {score}" for task, score in SCORES.items()),
