@@ -2,13 +2,16 @@
 
     python benchmarks/results.py evaluate NAME RUN [--sets bsd68 set12] -- -c configs/recipes/denoise_gray.yaml [flags]
     python benchmarks/results.py evaluate NAME RUN --first RUN1 -- [arguments of RUN1] -- --init_from RUN1 [arguments]
+    python benchmarks/results.py evaluate NAME RUN --before NAME1 -- --init_from FILE [arguments]
     python benchmarks/results.py readme
 
 The first form evaluates the best checkpoint of a run folder, in float32, on the sets of ``benchmarks/report_sets.yaml``
 that are for its tasks, by the tasks' own protocols. Behind ``--`` stand the arguments of the ``densectx fit`` that made
 the run: they are refused where they do not give the run's own config. What the trivial answers reach on the same images
-is written as well, as ``trivial-ANSWER-SET-METRIC``. The second form writes ``benchmarks/README.md`` from the
-files, and what README.md quotes of it.
+is written as well, as ``trivial-ANSWER-SET-METRIC``. Steps, seconds and curve of a run that took its weights from a run
+folder are those of both (``--first``); where it took them from a model of the zoo, those of that model's results, which
+must not have been replaced yet, are added (``--before``). The last form writes ``benchmarks/README.md`` from the files,
+and what README.md quotes of it.
 
 ``wall_s`` is from the start of a fit to the last thing that it logged, summed over its starts where it was resumed;
 ``steps`` those of the checkpoint; ``macs_per_pixel`` of the task's input image; ``commit`` that of the evaluation,
@@ -78,6 +81,7 @@ def main() -> int:
     evaluate.add_argument("name", help="what the results are called: of the zoo, or of the recipe")
     evaluate.add_argument("run", type=Path, help="a run folder")
     evaluate.add_argument("--first", type=Path, help="the run folder that it took its weights from")
+    evaluate.add_argument("--before", help="what the results are called of the model that it took its weights from")
     evaluate.add_argument("--sets", nargs="+", help="only these of report_sets.yaml")
     evaluate.add_argument("--commit", help="of the training, if it is not the one of the checkout")
     evaluate.add_argument("--wall_s", type=float, help="seconds of training, where the run's log does not tell")
@@ -87,12 +91,14 @@ def main() -> int:
         write_readme()
         write_summary()
         return 0
+    if given.first and given.before:
+        parser.error("--first and --before exclude each other")
     if len(fits) != 1 + (given.first is not None):
         parser.error(
             "behind -- stand the arguments of the run's fit; with --first those of both, the first one's first"
         )
     first = None if given.first is None else Trained(given.first, fits[0])
-    for path in record(given.name, given.run, fits[-1], given.sets, given.commit, given.wall_s, first):
+    for path in record(given.name, given.run, fits[-1], given.sets, given.commit, given.wall_s, first, given.before):
         print(path)  # noqa: T201
     return 0
 
@@ -127,10 +133,12 @@ def record(
     commit: str | None,
     wall: float | None,
     first: Trained | None = None,
+    before: str | None = None,
 ) -> list[Path]:
     """Evaluate a run and write its files."""
     file, last = locate(run), Trained(run, fit)
     begun = _step(locate(first.run)) if first else 0
+    earlier = _results(before) if before else {}
     runs = [first, last] if first else [last]
     for one in runs:
         _check_same(one.fit, load_yaml(one.run / "config.yaml"))
@@ -145,17 +153,26 @@ def record(
         both = f"--first RUN1 -- {shlex.join(first.fit)} -- {shlex.join(fit).replace(source, 'RUN1')}"
     if seconds is None:
         seconds = sum(wall_seconds(one.run) for one in runs)
-    common = {
+    common: dict[str, Any] = {
         "seed": config.get("seed_everything", 0),
         "commit": commit or this_commit(),
         "machine": _machine(run, first),
     }
-    trained = {
+    trained: dict[str, Any] = {
         "config": portable(config),
         "command": command,
         "steps": begun + _step(file),
         "wall_s": round(seconds),
     }
+    if before:
+        if not config.get("init_from"):
+            raise SystemExit(f"{run} took no weights: init_from is not set, and --before {before} asks for it.")
+        past = next(iter(earlier.values()))
+        begun, trained["steps"] = past["steps"], past["steps"] + trained["steps"]
+        trained["wall_s"] += past["wall_s"]
+        about = {key: past[key] for key in ("command", "commit", "steps", "wall_s", "machine")}
+        common["machine"] = {**common["machine"], "first": about}
+        both = f"--before {before} {both}"
     again = f"python benchmarks/results.py evaluate {name} RUN {both}"
     logs = [(0, begun, read_history(first.run / "metrics.csv").series)] if first else []
     logs.append((begun, math.inf, read_history(run / "metrics.csv").series))
@@ -164,6 +181,7 @@ def record(
     for figure in figures(file, sets):
         column = f"val/{figure.key}/{figure.metric}"
         curve = [[start + n, v] for start, most, log in logs for n, v in _points(log.get(column)) if n <= most]
+        curve = [*earlier.get(figure.suffix, {}).get("curve", []), *curve]
         own: dict[str, Any] = {**trained, "curve": curve}
         if figure.trivial:
             own = {"config": {}, "command": again, "seed": 0, "steps": 0, "wall_s": 0, "curve": []}
@@ -173,6 +191,17 @@ def record(
         path.write_text(json.dumps({key: found[key] for key in KEYS}, indent=1) + "\n", encoding="utf-8")
         written.append(path)
     return written
+
+
+def _results(name: str) -> dict[str, dict[str, Any]]:
+    """The results of a model by what follows its name: SET[-VARIANT]-METRIC."""
+    sets = tuple(f"{one}-" for one in report_sets())
+    files = {path.stem.removeprefix(f"{name}-"): path for path in sorted(RESULTS.glob(f"{name}-*.json"))}
+    texts = {suffix: path.read_text(encoding="utf-8") for suffix, path in files.items() if suffix.startswith(sets)}
+    found = {suffix: json.loads(text) for suffix, text in texts.items()}
+    if not found:
+        raise SystemExit(f"{RESULTS} has no results of {name}.")
+    return found
 
 
 def figures(file: str | Path, names: list[str] | None = None) -> Iterator[Figure]:
