@@ -189,6 +189,13 @@ def layers(draw):
     return nn.Sequential(*stack)
 
 
+@pytest.mark.parametrize(
+    "last", [nn.Conv2d(2, 2, 1, padding=1), nn.ConvTranspose2d(2, 2, 1, 2), nn.Conv2d(2, 2, 2, padding=2)]
+)
+def test_places_that_see_padding_alone_where_all_others_see_the_same(last):
+    check_everywhere(nn.Sequential(nn.Conv2d(2, 2, 3, 2, 2, 2), last), (1, 2, 4, 4))
+
+
 @SETTINGS
 @given(layers())
 def test_random_stacks_as_autograd_sees_them(stack):

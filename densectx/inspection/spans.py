@@ -110,17 +110,27 @@ class Spans:
             taps: (new size, K) indices of what they see, ``PADDING`` or ``ABSENT``.
             dirty: (new size,) positions that a border took part in for another reason.
         """
-        if not self.varies(dim):
-            return self
+        constant = not self.varies(dim)
+        if constant:
+            # positions that see padding or gaps alone: told apart where nothing else tells places apart, which along
+            # the other axis of a large map would cost a map instead of a line and change nothing
+            if bool((taps >= 0).any(1).all()) or not self._alike():
+                return self
+            taps = np.where(taps >= 0, 0, taps)
 
         def taken(array: NDArray[Any], padding: Any, absent: Any) -> NDArray[Any]:
             ends = np.full_like(np.take(array, [0], dim), absent), np.full_like(np.take(array, [0], dim), padding)
             return np.take(np.concatenate([array, *ends], dim), taps, dim)  # PADDING is the last one, ABSENT before it
 
-        clean: Bools = np.asarray(taken(self.clean, False, True).all(dim + 1))
+        clean: Bools = np.asarray(taken(self.clean, constant, True).all(dim + 1))
         if dirty is not None:
             clean &= ~dirty.reshape([-1 if d == dim else 1 for d in range(clean.ndim)])
         return self._each(taken(self.lo, NONE, NONE).min(dim + 1), taken(self.hi, -NONE, -NONE).max(dim + 1), clean)
+
+    def _alike(self) -> bool:
+        """Whether all positions that see anything see the same."""
+        seeing = self.lo <= self.hi
+        return bool(seeing.any()) and all(len(np.unique(array[seeing])) == 1 for array in (self.lo, self.hi))
 
     def moved(self, dim: int, index: Ints) -> Spans:
         """Positions of a dimension in another order, repeated or left out; where they are mirrored is not clean."""
