@@ -50,7 +50,7 @@ def main() -> int:
     for seed in given.seeds:
         for arm in given.arms or plan["arms"]:
             key = f"{arm}/{seed}"
-            if key not in found["runs"]:
+            if found["runs"].get(key, {}).get("flags") != plan["arms"][arm]:
                 flags = {**plan["flags"], **plan["arms"][arm], "seed_everything": seed}
                 found["runs"][key] = {"flags": plan["arms"][arm], "seed": seed, **run(plan["config"], flags)}
                 file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
