@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from densectx.model import DenseModel
 from densectx.module import DenseModule
+from densectx.resilience.failures import lost_a_rank
 from densectx.types import SourceInfo
 
 INFO = {
@@ -168,6 +170,38 @@ def test_two_ranks_equal_one(both, case):
                 1e-8 if dtype == torch.float32 else 1e-14
             )
             assert error < tolerance, (step, name, error)
+
+
+def leave_alone(rank, store, results):
+    """The second process stays silent while the first one has four collectives in flight."""
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=3))
+    distributed.all_reduce(torch.ones(1))
+    errors = []
+    if rank == 0:
+        for work in [distributed.all_reduce(torch.ones(100), async_op=True) for _ in range(4)]:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                errors.append((str(error), lost_a_rank(error)))
+        torch.save(errors, results)
+        return
+    while not results.exists():
+        time.sleep(0.1)
+
+
+def test_every_collective_in_flight_is_known_as_lost(tmp_path):
+    """One of them says that its time was up, the others only that it closed their connections."""
+    store, results = (tmp_path / "store").as_uri(), tmp_path / "errors.pt"
+    started = multiprocessing.start_processes(leave_alone, (store, results), nprocs=2, start_method="spawn", join=False)
+    try:
+        while not started.join(timeout=5):
+            pass
+    finally:
+        for process in started.processes:
+            process.kill()
+    errors = torch.load(results)
+    assert len(errors) == 4
+    assert all(lost for _, lost in errors), errors
 
 
 def test_two_processes_train_like_one(tmp_path):

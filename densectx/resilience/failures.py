@@ -17,7 +17,8 @@ from densectx.errors import ConfigError, DataError, DensectxError, DistributedEr
 
 _MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|out of memory|bad_alloc", re.IGNORECASE)
 _LOST = re.compile(
-    r"\bgloo\b|\bnccl\b|Connection (?:closed|reset|refused)|Timed out waiting|TCPStore|EADDRINUSE|rendezvous",
+    r"\bgloo\b|\bnccl\b|Connection (?:closed|reset|refused)|Timed out waiting|TCPStore|EADDRINUSE|rendezvous"
+    r"|pair closure",  # what gloo says, without its name, of all that was in flight beside a collective that timed out
     re.IGNORECASE,
 )
 _NONDETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
