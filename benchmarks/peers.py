@@ -6,8 +6,8 @@
 DATA holds ``camvid``, WORK is a folder for runs; what is done there is not done again. Needs the extra ``bench``. All
 train by the data, augmentation, batch size, loss, optimiser and averaging of ``configs/recipes/camvid_20min.yaml`` from
 random weights, one after the other on an otherwise quiet machine. That recipe was chosen for our network, on the same
-frames; of the peers only the learning rate is. Ours keeps the first two stages of a ResNet-18, theirs have all four of
-their encoder:
+frames; of the peers only the learning rate is. Ours keeps the first three stages of a ResNet-18, theirs have all four
+of their encoder:
 
 1. one minute tells how many steps fit into the time, so that every learning rate reaches zero at the end of it;
 2. runs of a quarter of the time choose the learning rate on the 62 frames of 0001TP, if there are several;

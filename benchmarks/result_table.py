@@ -41,6 +41,7 @@ for research use; no picture of them is in this repository.
 def write_readme(results: Path = RESULTS, targets: Path = TARGETS, readme: Path = README) -> None:
     """Write the page."""
     found, others = _read(results)
+    others.pop("peers", None)  # has its own table
     page, named = [INTRO], set()
     for table in _tables(targets):
         rows = [shared(row, found) if "share" in row else compared(row, found) for row in table["rows"]]
@@ -53,6 +54,8 @@ def write_readme(results: Path = RESULTS, targets: Path = TARGETS, readme: Path 
             "",
             *commands(names, found),
         ]
+    if (file := results / "peers.json").is_file():
+        page += peers(json.loads(file.read_text(encoding="utf-8")))
     if rest := [name for name in found if name not in named]:
         page += ["## Everything else that was measured\n", *lines(HEAD, [compared({"result": n}, found) for n in rest])]
         page += ["", *commands(rest, found)]
@@ -112,6 +115,38 @@ def shared(row: Mapping[str, Any], results: Results) -> list[str]:
     ours, theirs = (sum(results[one]["macs_per_pixel"] for one in row[key]) for key in ("share", "of"))
     share = 100 * ours / theirs
     return [name, "", "", f"**{share:.1f}**", bound, "-", "must" if share <= row["must"] else "no", "", "", "", ""]
+
+
+def peers(result: Mapping[str, Any]) -> list[str]:
+    """Our network and the peers that ``benchmarks/peers.py`` trained for the same time."""
+    arms, machine = result["inference"]["arms"], result["machine"]
+    ours = arms[next(iter(result["nets"]))]["median_s"]
+    rows = [
+        [
+            f"`{name}`",
+            f"**{net['miou']:.2f}**",
+            str(net["steps"]),
+            f"{net['parameters'] / 1000:.0f} K",
+            f"{arms[name]['macs'] / 1e9:.1f}",
+            f"{1000 * arms[name]['median_s']:.1f}",
+            f"{arms[name]['median_s'] / ours:.2f}",
+        ]
+        for name, net in result["nets"].items()
+    ]
+    note = (
+        f"{result['minutes']:g} minutes of training each from random weights; the encoder of the peers is a"
+        f" {result['encoder']}. One run of each (seed {result['seed']}), mean IoU of its last weights on the 62 frames"
+        f" of 0001TP. Multiply-adds and time are those of an answer ({result['inference']['what']}); `times` is how"
+        " often the first row's fits into it."
+    )
+    head = ("network", "miou", "steps", "parameters", "GMAC", "ms", "times")
+    told = f"(commit {result['commit'][:7]}, {machine['processor']}, {machine['threads']} threads, smp {result['smp']})"
+    return [
+        "## Beside networks of segmentation-models-pytorch\n",
+        f"{fill(note, 120)}\n",
+        *lines(head, rows),
+        f"\n`{result['command']}` {told}\n",
+    ]
 
 
 def commands(names: Sequence[str], results: Results) -> list[str]:

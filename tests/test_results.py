@@ -300,6 +300,29 @@ def test_failures_stay_and_every_row_has_its_command(page):
     assert rows["`older.json`"][1] == "`densectx fit -c older.yaml`"
 
 
+def test_peers_stand_beside_ours(tools, tmp_path):
+    net = {"miou": 44.064, "steps": 100, "parameters": 1_781_659}
+    arm = {"median_s": 0.02, "macs": 6_423_352_320}
+    result = {
+        "command": "python benchmarks/peers.py WORK",
+        "commit": "0123456789",
+        "smp": "1",
+        "seed": 0,
+        "minutes": 5.0,
+        "encoder": "resnet18",
+        "machine": {"processor": "Z80", "threads": 2},
+        "nets": {"densectx": net, "Unet": {**net, "miou": 50.0}},
+        "inference": {"what": "inference, 32x16, bf16", "arms": {"densectx": arm, "Unet": {**arm, "median_s": 0.05}}},
+    }
+    (tmp_path / "peers.json").write_text(json.dumps(result))
+    (tmp_path / "targets.yaml").write_text("[]")
+    tools["result_table"].write_readme(tmp_path, tmp_path / "targets.yaml", tmp_path / "README.md")
+    text = (tmp_path / "README.md").read_text()
+    assert "| `densectx` | **44.06** | 100 | 1782 K | 6.4 | 20.0 | 1.00 |" in text
+    assert "| `Unet` | **50.00** | 100 | 1782 K | 6.4 | 50.0 | 2.50 |" in text
+    assert text.count("python benchmarks/peers.py WORK") == 1
+
+
 def test_the_committed_page_is_that_of_the_committed_files(tools, tmp_path):
     tools["result_table"].write_readme(readme=tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == (ROOT / "benchmarks" / "README.md").read_text()
