@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 import densectx
 from densectx.errors import ConfigError, DensectxError, unknown
@@ -60,6 +61,21 @@ def main(argv: list[str] | None = None) -> int:
         traceback.print_exc()
         return 1
     return status
+
+
+def run() -> NoReturn:
+    """The command as a process: :func:`main`, and its status as that of the process.
+
+    After an error the ranks of a run leave at once: their process group still stands, and its threads, where the
+    interpreter meets them while it ends, may abort the process (SIGABRT in the place of the status).
+    """
+    status = main()
+    distributed = sys.modules.get("torch.distributed")
+    if status and distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _run(arguments: list[str]) -> int:

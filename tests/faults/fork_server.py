@@ -41,7 +41,7 @@ def child(asked):
     for old, new in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(old, new)
     sys.argv = ["densectx", *asked["start"]]
-    sys.exit(densectx.cli.main(asked["start"]))
+    densectx.cli.run()
 
 
 def main():
