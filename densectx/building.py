@@ -37,6 +37,14 @@ from densectx.types import SourceInfo
 # Classes that a config may name by class_path: what is built from there runs, so the list is closed.
 _PACKAGES = ("torch.optim", "timm.optim", "pytorch_lightning", "lightning_fabric", "densectx", "datetime")
 
+# What Lightning divides by or multiplies gradients with, and does not look at.
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+}
+
 
 def allowed_packages() -> list[str]:
     """Packages whose classes a config may name by class_path."""
@@ -146,7 +154,15 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             " would wait for each other; take model.norm group or frozen.",
             "trainer.sync_batchnorm",
         )
+    for key, least in _LEAST.items():
+        if isinstance(value := trainer.get(key), int | float) and value < least:
+            raise ConfigError(f"expected {least} or more, got {value!r}.", f"trainer.{key}")
     window, interval = trainer.get("accumulate_grad_batches") or 1, trainer.get("val_check_interval")
+    if isinstance(interval, int | float) and interval <= 0:
+        raise ConfigError(
+            f"expected a number of batches, or a part of an epoch as 0.5, got {interval!r}.",
+            "trainer.val_check_interval",
+        )
     if isinstance(window, int) and isinstance(interval, int) and interval % window:
         raise ConfigError(
             f"{interval} batches are no multiple of accumulate_grad_batches, {window}: checkpoints are written at"

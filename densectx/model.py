@@ -215,7 +215,7 @@ class DenseModel(nn.Module):
 
         Args:
             image: (C, H, W) or (B, C, H, W), C = 1 or the model's channels, sRGB float 0..1 or uint8, any device.
-            tasks: keys of the tasks to answer, null for all.
+            tasks: keys of the tasks to answer, or one key; null for all.
             options: run-time options, ``{"denoising.sigma": 25.0}``; a (B,) tensor gives each image its own. What
                 is left out, None or negative is found as :meth:`resolve` finds it.
 
@@ -267,7 +267,7 @@ class DenseModel(nn.Module):
         return flat({k: resolved(self.task(k), given.get(k, {}), self._seen(k, batch), k) for k in keys})
 
     def _keys(self, tasks: Iterable[str] | None) -> list[str]:
-        keys = list(self.tasks) if tasks is None else list(tasks)
+        keys = list(self.tasks) if tasks is None else [tasks] if isinstance(tasks, str) else list(tasks)
         for key in keys:
             if key not in self.tasks:
                 raise ConfigError(unknown("task", key, self.tasks))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from densectx.archive import damage
 from densectx.checkpoint_files import newest_first, step_of
-from densectx.errors import CheckpointError, ConfigError
+from densectx.errors import CheckpointError, ConfigError, suggest
 from densectx.say import warn
 
 _SHOWN = 16  # changed keys, so that a message stays on one screen
@@ -41,7 +41,13 @@ def newest_whole(run: Path) -> Path:
     )
 
 
-def refuse_changes(source: str, old: Mapping[str, Any], new: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
+def refuse_changes(
+    source: str,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    allowed: Sequence[str],
+    others: Iterable[str] = (),
+) -> list[str]:
     """See that the config is that of the run.
 
     Args:
@@ -49,14 +55,21 @@ def refuse_changes(source: str, old: Mapping[str, Any], new: Mapping[str, Any], 
         old: config in the checkpoint.
         new: the composed one.
         allowed: key paths at and below which it may differ.
+        others: key paths that may be allowed though neither config has them.
 
     Returns:
         The key paths where it differs, which all are allowed.
 
     Raises:
         ConfigError: it differs elsewhere, each key with its old and its new value; or in what the states of the
-            checkpoint belong to, which nothing allows.
+            checkpoint belong to, which nothing allows; or an allowed key is none.
     """
+    known = {*others, *_key_paths(old), *_key_paths(new)}
+    if strange := [key for key in allowed if key not in known]:
+        raise ConfigError(
+            f"--allow-changed {strange[0]}: neither the run's config nor the one given now has that"
+            f"{suggest(strange[0], known)}"
+        )
     found = list(differences(old, new))
     if changed := [c for c in found if not any(_below(c[0], a) for a in allowed)]:
         lines = [f"  {key}: {_said(a)} -> {_said(b)}" for key, a, b in changed[:_SHOWN]]
@@ -103,6 +116,15 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, 
             yield from differences(old.get(key, _ABSENT), new.get(key, _ABSENT), below)
     elif old != new:
         yield path, old, new
+
+
+def _key_paths(node: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Every dotted key path of a config."""
+    for key, value in node.items():
+        below = f"{path}.{key}" if path else str(key)
+        yield below
+        if isinstance(value, Mapping):
+            yield from _key_paths(value, below)
 
 
 def _is_of_states(key: str, before: Any, now: Any) -> bool:

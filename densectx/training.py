@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,6 +88,8 @@ def main(command: str, argv: Sequence[str]) -> int:
         sys.stdout.write(dump(config))
         return 0
     name = options.get("--name") or Path(files[0]).stem
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ConfigError(f"--name {name}: a run lies inside the runs folder; trainer.default_root_dir sets that.")
     root = Path(config.get("trainer", {}).get("default_root_dir") or "runs")
     fresh = command == "fit" and run is None
     folder = run_folder(root, name) if fresh else run or root
@@ -117,8 +119,14 @@ def main(command: str, argv: Sequence[str]) -> int:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if said := _nothing_trained(trainer):
                 rank_zero_info(f"Nothing was trained: {said}.")
-            elif trainer.is_global_zero and "--no-report" not in options:
-                _report(folder, trainer)
+            elif trainer.is_global_zero:
+                if trainer.enable_validation and not any(key.startswith("val/") for key in trainer.callback_metrics):
+                    rank_zero_info(
+                        "Nothing was validated: the training ended before (trainer.val_check_interval,"
+                        " check_val_every_n_epoch); densectx validate does it now."
+                    )
+                if "--no-report" not in options:
+                    _report(folder, trainer)
         else:
             if checkpoint:
                 load_weights(module.model, read(checkpoint)[0], str(checkpoint))
@@ -244,14 +252,18 @@ def _check_keys(composed: Composed) -> None:
     """The keys that every config has in common; what ``${...}`` stands for is looked at later."""
     config = composed.values
     check_keys(config, TOP_LEVEL, "", composed)
-    known = {
+    for key, names in _known_keys().items():
+        if isinstance(part := config.get(key), Mapping):
+            check_keys(part, names, key, composed)
+
+
+def _known_keys() -> dict[str, Collection[str]]:
+    """By part of a config the keys that it may have."""
+    return {
         "model": set(inspect.signature(build_module).parameters) - {"sources", "seed"} | {"name"},
         "data": DATA_KEYS,
         "trainer": set(inspect.signature(pl.Trainer).parameters),
     }
-    for key, names in known.items():
-        if isinstance(part := config.get(key), Mapping):
-            check_keys(part, names, key, composed)
 
 
 def _choose_precision(config: Mapping[str, Any]) -> None:
@@ -301,7 +313,8 @@ def _checkpoint(
         return None
     file = newest_whole(run) if source == "auto" or Path(source).is_dir() else Path(source)
     weights, info = read(file)
-    changed = refuse_changes(source, info["config"], config, allowed)
+    others = {"data", *(f"{part}.{key}" for part, keys in _known_keys().items() for key in keys)}
+    changed = refuse_changes(source, info["config"], config, allowed, others)
     module.schedules_anew = any(key.startswith(_RATES) for key in changed)
     load_weights(module.model, weights, f"--resume {source}: {file}")
     return file
@@ -321,10 +334,12 @@ def _located(message: str, composed: Composed) -> str:
     match = re.match(r"(?:model|data|trainer)(?:\.[\w\[\]-]+)+", message)
     if match is None:
         return message
-    below = {key for key in composed.origins if key.startswith(f"{match.group()}.")}
-    names = (quoted or step for quoted, step in re.findall(r"'([\w-]+)'|: (\w+):", message))
-    named = (key for name in names for key in below if key.endswith(f".{name}"))
-    origin = composed.where(next(named, match.group()))
+    below = [key for key in composed.origins if key.startswith(f"{match.group()}.")]
+    for names in (re.findall(r"'([\w-]+)'", message), re.findall(r"\w+", message[match.end() :])):
+        if named := [key for key in below if key.rpartition(".")[2] in names]:
+            break
+    origins = dict.fromkeys(composed.where(key) for key in named or [match.group(), *below])
+    origin = "flag" if named and "flag" in origins else ", ".join(filter(None, origins))  # what was changed last
     return message if not origin or origin in message else f"{message} ({origin})"
 
 

@@ -248,6 +248,15 @@ def test_a_changed_config_is_refused_with_old_and_new_values(fit, capsys):
     assert "model.tasks.denoising_too: (not there) ->" in capsys.readouterr().err, "another key with the same beginning"
 
 
+def test_a_misspelt_key_that_may_change_is_refused(fit, capsys):
+    run = fit("run")
+    words = ["--resume", str(run), "--model.optimizer.init_args.lr=0.5", "--trainer.max_steps=6"]
+    fit("run", *words, "--allow-changed=trainer", "--allow-changed=model.optimiser", status=2)
+    assert "--allow-changed model.optimiser" in (said := capsys.readouterr().err)
+    assert "did you mean 'model.optimizer'?" in said
+    fit("run", *words, *(f"--allow-changed={key}" for key in ("trainer", "model.optimizer", "trainer.max_time")))
+
+
 def test_the_order_of_sources_is_a_change(fit, tmp_path, capsys):
     second = "--data.sources.other={name: mosaic, size: 16, length: 8, val_length: 2, batch_size: 4}"
     run = fit("run", second, "--data.sampling=alternate")

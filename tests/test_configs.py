@@ -183,6 +183,7 @@ def test_the_run_loads_and_predicts(fitted):
         scale = model.task(key).scale
         assert answer.shape[1:] == (30 * scale, 41 * scale)
         assert answer.isfinite().all()
+        assert model.predict(image, key).keys() == {key}, "one key may stand for a list of it"
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in ("quickstart", "segmentation_voc")], ids=name_of)
@@ -311,6 +312,19 @@ def test_flags_are_not_abbreviated_and_name_themselves(fit):
         ("model: {optimizer: adamw}", "model.optimizer", "adamw"),
         ("model: {optimizer: {init_args: {learning: 1}}}", "model.optimizer", "learning"),
         ("model: {optimizer: {class_path: os.system}}", "model.optimizer", "os.system"),
+        ("model: {optimizer: {init_args: {lr: fast}}}", "model.optimizer.init_args.lr: expected a number", "'fast'"),
+        (
+            "model: {lr_scheduler: {class_path: torch.optim.lr_scheduler.StepLR}}",
+            "model.lr_scheduler.init_args: torch.optim.lr_scheduler.StepLR needs step_size",
+            "one.yaml",
+        ),
+        ("trainer: {accumulate_grad_batches: -1}", "trainer.accumulate_grad_batches: expected 1 or more", "-1"),
+        ("trainer: {accumulate_grad_batches: 0}", "trainer.accumulate_grad_batches: expected 1 or more", "got 0"),
+        ("trainer: {check_val_every_n_epoch: 0}", "trainer.check_val_every_n_epoch: expected 1 or more", "got 0"),
+        ("trainer: {gradient_clip_val: -1.0}", "trainer.gradient_clip_val: expected 0 or more", "-1.0"),
+        ("trainer: {log_every_n_steps: -1}", "trainer.log_every_n_steps: expected 0 or more", "-1"),
+        ("trainer: {val_check_interval: 0}", "trainer.val_check_interval: expected a number of batches", "got 0"),
+        ("trainer: {val_check_interval: 0.0}", "trainer.val_check_interval: expected a number of batches", "got 0.0"),
         ("trainer: {max_steps: many}", "trainer.max_steps", "many"),
         ("trainer: {precision: bf17}", "trainer.precision", "bf17"),
         ("trainer: {accelerator: gpuu}", "accelerator", "gpuu"),
@@ -319,6 +333,20 @@ def test_flags_are_not_abbreviated_and_name_themselves(fit):
 def test_wrong_type_or_value(fit, tmp_path, wrong, path, value):
     (tmp_path / "one.yaml").write_text(wrong)  # after the overlay, which sets some of these
     refused(fit("{}", "-c", "one.yaml"), 2, path, value)
+
+
+@pytest.mark.fault("C02")
+@pytest.mark.parametrize(
+    ("flag", "origin"),
+    [
+        ("--model.tasks.denoising.sigma=-5", "(flag)"),
+        ("--model.tasks.denoising.weight=-1", "(flag)"),
+        ("--model.backbone.width=0", "(flag)"),
+        ("--model.optimizer.init_args.lr=-1.0", ", flag)"),  # torch does not say which argument it means
+    ],
+)
+def test_a_value_that_a_part_refuses_names_where_it_comes_from(fit, flag, origin):
+    refused(fit("{}", flag), 2, origin)
 
 
 @pytest.mark.fault("C11")

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import logging
 import os
 import re
 import signal
@@ -65,6 +66,25 @@ def weights(run, name="last.ckpt"):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_that_ends_before_its_first_validation_says_so(fit, caplog):
+    caplog.set_level(logging.INFO)
+    fit("short", "--trainer.max_steps=1", "--no-report")
+    assert "Nothing was validated" in caplog.text
+    caplog.clear()
+    fit("none", "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--no-report")
+    fit("long", "--trainer.max_steps=2", "--no-report")
+    assert "Nothing was validated" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../up", "a/../../up", "{tmp_path}"])
+def test_a_name_does_not_lead_out_of_the_runs_folder(fit, tmp_path, capsys, name):
+    fit(name.format(tmp_path=tmp_path / "up"), status=2)
+    assert "trainer.default_root_dir" in capsys.readouterr().err
+    assert not (tmp_path / "up").exists()
+    assert not (tmp_path / "runs").exists()
+    assert (fit("a/b", "--trainer.max_steps=1", "--no-report") / "config.yaml").is_file()
 
 
 EMA = "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
