@@ -28,13 +28,13 @@ INTRO = """# Results
 Written by `python benchmarks/results.py readme` from `benchmarks/results/*.json`, not by hand. A row's file also has
 its config, seed, commit, machine, learning curve and, for segmentation, the IoU of each class. `must` and `aim` are
 what was to be reached (`benchmarks/targets.yaml`); `not run` means that there is no result yet. A value is that of the
-run's best checkpoint by validation, whose steps are told. Parameters are those of the whole model, multiply-adds (MAC) those of one task for
-a pixel of its input image, minutes those of the whole training with its validations. Of two commands the second one
-takes its weights from the run folder of the first, `RUN`; steps and minutes are those of both. One with `--init_from` a
-file of `plugins/densectx-zoo` goes on from what the zoo had at that commit; steps and minutes count what made that too
-(`machine.first` in the file). A recipe is that of the commit which is named: some have changed since. The runs on a GPU
-went beside each other, eleven at a time on one card and 16 cores: their minutes are no measure of speed. The data are
-for research use; no picture of them is in this repository.
+run's best checkpoint by validation, whose steps are told. Parameters are those of the whole model, multiply-adds (MAC)
+those of one task for a pixel of its input image, minutes those of the whole training with its validations. Of two
+commands the second one takes its weights from the run folder of the first, `RUN`; steps and minutes are those of both.
+One with `--init_from` a file of `plugins/densectx-zoo` goes on from what the zoo had at that commit; steps and minutes
+count what made that too (`machine.first` in the file). A recipe is that of the commit which is named: some have changed
+since. The runs on a GPU went beside each other, eleven at a time on one card and 16 cores: their minutes are no measure
+of speed. The data are for research use; no picture of them is in this repository.
 """
 
 

@@ -148,6 +148,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             f"inputs, losses and sums are float32, so {precision!r} is not possible; take bf16-mixed or 16-mixed.",
             "trainer.precision",
         )
+    if trainer.get("overfit_batches"):
+        raise ConfigError(
+            "Lightning would repeat the first batches, which is not done here: the order is that of the data's own"
+            " sampler. Take limit_train_batches, or a source with a few images.",
+            "trainer.overfit_batches",
+        )
     if trainer.get("sync_batchnorm"):
         raise ConfigError(
             "torch's conversion drops the activations inside timm's norm layers, and ranks that run different tasks"
@@ -161,6 +167,12 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     if isinstance(interval, int | float) and interval <= 0:
         raise ConfigError(
             f"expected a number of batches, or a part of an epoch as 0.5, got {interval!r}.",
+            "trainer.val_check_interval",
+        )
+    if isinstance(window, int) and window > 1 and isinstance(interval, str | Mapping):
+        raise ConfigError(
+            f"{interval!r} may be over inside a window of accumulate_grad_batches, {window}, and checkpoints written"
+            " there could not be resumed exactly; take a number of batches.",
             "trainer.val_check_interval",
         )
     if isinstance(window, int) and isinstance(interval, int) and interval % window:

@@ -55,7 +55,9 @@ class Checkpoints(Checkpoint):
             )
         if on_error not in ("stop", "warn"):
             raise ConfigError(f"checkpoints: on_error {on_error!r} must be stop or warn.")
-        self.files = StepFiles(Path(folder or "checkpoints"), keep)
+        self.folder = Path(folder or "checkpoints")
+        self.files = StepFiles(self.folder, keep)
+        self._stop_asked = False  # at the end of the window of accumulation
         self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
         self.best_of_tasks, self.on_error = best_of_tasks, on_error
         self.saved_step = -1
@@ -64,7 +66,7 @@ class Checkpoints(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """A relative folder is one of the run."""
-        self.files.folder = Path(trainer.default_root_dir) / self.files.folder
+        self.files.folder = Path(trainer.default_root_dir) / self.folder
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See that the folder can be written; mend the links of a run that was killed between file and link.
@@ -73,6 +75,7 @@ class Checkpoints(Checkpoint):
             ConfigError: ``monitor`` is of a task and none of its metrics.
             StorageError: on every rank, if the first cannot write there.
         """
+        self._stop_asked = False
         if isinstance(pl_module, DenseModule):
             self._check_monitor(pl_module)
         if failure := self._on_first_rank(trainer, self._prepare):
@@ -84,8 +87,11 @@ class Checkpoints(Checkpoint):
         """Save every so many steps and at the end.
 
         The end is saved here and not when the loops have ended: only inside them does Lightning's state say where
-        exactly to go on, and averaged weights (EMA) have not replaced the trained ones yet.
+        exactly to go on, and averaged weights (EMA) have not replaced the trained ones yet. A stop inside a window of
+        accumulation (max_time) waits for its end: half a window cannot be gone on with.
         """
+        self._stop_asked |= trainer.should_stop
+        trainer.should_stop = self._stop_asked and not _within_window(trainer, batch_idx)
         step, every = trainer.global_step, self.every_n_steps
         if step != self.saved_step and (_ends(trainer) or (every and step and step % every == 0)):
             self.save(trainer)
@@ -110,7 +116,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where another callback ends the run after the epoch."""
-        if trainer.should_stop and trainer.global_step != self.saved_step:
+        if _stops(trainer) and trainer.global_step != self.saved_step:
             self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -240,4 +246,15 @@ def _ends(trainer: pl.Trainer) -> bool:
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return True
     last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
-    return bool(trainer.should_stop or (last_epoch and trainer.is_last_batch))
+    return _stops(trainer) or bool(last_epoch and trainer.is_last_batch)
+
+
+def _stops(trainer: pl.Trainer) -> bool:
+    """Whether a callback ends the run and Lightning lets it, which goes on to the least epochs and steps."""
+    least = trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+    return trainer.should_stop and least
+
+
+def _within_window(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether gradients of the batch that ends now wait for those of later ones."""
+    return bool((batch_idx + 1) % trainer.accumulate_grad_batches) and not trainer.is_last_batch

@@ -23,7 +23,7 @@ from densectx.model import DenseModel
 from densectx.nn.norm import PerInput
 from densectx.nn.precision import full
 from densectx.normalising import Normaliser
-from densectx.optimizing import MakeOptimizer, MakeScheduler, make_optimizer, make_scheduler, pattern
+from densectx.optimizing import MakeOptimizer, MakeScheduler, by_pattern, make_optimizer, make_scheduler
 from densectx.rng import generator, seed_of
 from densectx.surround import surround_of, with_surround
 from densectx.tasks.base import Target, Task
@@ -78,7 +78,7 @@ class DenseModule(pl.LightningModule):
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.seed, self.config = seed, dict(config or {})
-        self.param_groups = {pattern(group): dict(group) for group in param_groups}
+        self.param_groups = by_pattern(param_groups)
         self.frozen = [_submodule(model, name) for name in freeze]
         for module in self.frozen:
             module.requires_grad_(False)
@@ -130,7 +130,8 @@ class DenseModule(pl.LightningModule):
             terms = {key: self.model.task(key).loss(full(y), prepared.targets[key]) for key, y in outputs.items()}
             found = self._normaliser(terms, self.device, window, index)
             self._refuse_not_finite(found.totals, batch)
-            loss, numbers = self.balancer(found.shares, found.values, found.regular, log=self._logs)
+            scale = self._scale() if self.balancer.measures else 1.0
+            loss, numbers = self.balancer(found.shares, found.values, found.regular, log=self._logs, scale=scale)
             loss = loss + self._touch(set(terms))
         self._idle -= found.values.keys()
         self._recent |= found.values
@@ -249,6 +250,11 @@ class DenseModule(pl.LightningModule):
         """The outputs in the size of the targets: zeros where x is surroundings, for which no target is known."""
         outputs: dict[str, Tensor] = self.model(inputs, surround)
         return outputs | {k: with_surround(outputs[k], self.model.task(k), s) for k, s in surround.items()}
+
+    def _scale(self) -> float:
+        """Of the gradient scaler, 1 without one."""
+        scaler = None if self._trainer is None else getattr(self._trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     @property
     def _logs(self) -> bool:

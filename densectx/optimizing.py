@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,7 +17,21 @@ MakeOptimizer = Callable[[Any], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 
-def pattern(group: Any) -> str:
+def by_pattern(groups: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """The groups of ``param_groups`` by what they are for, in their order.
+
+    Raises:
+        ConfigError: one does not say what it is for, or says the same as another.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        if (name := _pattern(group)) in found:
+            raise ConfigError(f"two groups match {name!r}; make them one.", "model.param_groups")
+        found[name] = dict(group)
+    return found
+
+
+def _pattern(group: Any) -> str:
     """What a group of ``param_groups`` is for.
 
     Raises:
@@ -70,8 +85,8 @@ def _check_options(group: Mapping[str, Any], optimizer: Optimizer) -> None:
             raise ConfigError(unknown("optimizer option", option, optimizer.defaults), "model.param_groups")
         if type(optimizer.defaults.get(option)) in (int, float) and type(value) not in (int, float):
             raise ConfigError(f"{option}: expected a number, got {value!r}.", "model.param_groups")
-    if group.get("lr", 0) < 0:
-        raise ConfigError(f"lr {group['lr']} is negative.", "model.param_groups")
+        if type(value) in (int, float) and not 0 <= value < math.inf:  # torch looks at those of the optimizer alone
+            raise ConfigError(f"{option}: expected a number from 0 up, got {value!r}.", "model.param_groups")
 
 
 def make_scheduler(make: MakeScheduler, optimizer: Optimizer) -> LRScheduler:

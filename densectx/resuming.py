@@ -131,6 +131,8 @@ def _is_of_states(key: str, before: Any, now: Any) -> bool:
     """Whether a change leaves no use for the states of optimizer, schedule or balancing; options of them may change."""
     if key in ("model.optimizer", "model.lr_scheduler"):
         return True  # one of the two is none
+    if isinstance(before, _Order) and key == "model.tasks":
+        return True  # the states of one task would be those of another
     if key == "model.param_groups":
         return _patterns(before) != _patterns(now)
     if key == "model.balancing":

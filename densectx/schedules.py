@@ -19,11 +19,16 @@ class WarmupPoly(LambdaLR):
         optimizer: given by the trainer.
         total_steps: optimizer steps until the rate is 0.
         warmup_steps: steps of the linear rise.
-        power: 0.9 as usual.
+        power: 0.9 as usual, 0 or more.
+
+    Raises:
+        ConfigError: a rate that would rise without end or be negative.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, power: float = 0.9) -> None:
         _check(total_steps, warmup_steps)
+        if not 0 <= power < math.inf:
+            raise ConfigError(f"lr_scheduler: power {power} is not a number from 0 up.")
         super().__init__(optimizer, lambda step: _rise(step, warmup_steps) * (1 - _gone(step, total_steps)) ** power)
 
 
@@ -35,11 +40,16 @@ class WarmupCosine(LambdaLR):
         optimizer: given by the trainer.
         total_steps: optimizer steps until the end.
         warmup_steps: steps of the linear rise.
-        final: fraction of the rate at the end.
+        final: fraction of the rate at the end, in [0, 1].
+
+    Raises:
+        ConfigError: a rate that would be negative, or rise.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> None:
         _check(total_steps, warmup_steps)
+        if not 0 <= final <= 1:
+            raise ConfigError(f"lr_scheduler: final {final} is not a fraction in [0, 1].")
 
         def factor(step: int) -> float:
             cosine = (1 + math.cos(math.pi * _gone(step, total_steps))) / 2

@@ -369,6 +369,25 @@ def test_planted_conflict_and_agreement_have_their_sign_in_both_proxies(opposed)
         assert cosine < -0.9 if opposed else cosine == pytest.approx(1), (kind, cosine)
 
 
+@pytest.mark.parametrize("kind", [of_weights, of_features])
+def test_small_gradients_survive_float16_by_the_scale_of_the_scaler(kind):
+    torch.manual_seed(0)
+    weights, x = torch.randn(64, 8), torch.randn(4, 64)
+
+    def gram(dtype, scale):
+        features = (x.to(dtype) * 1).requires_grad_()
+        last = weights.to(dtype).requires_grad_()
+        losses = {key: (features @ last).float().sin().sum() * 1e-8 * (1 + i) for i, key in enumerate("ab")}
+        if kind is of_features:
+            return of_features(losses, ["a", "b"], dict.fromkeys("ab", features), scale)
+        return of_weights(losses, ["a", "b"], [last], scale)
+
+    exact = gram(torch.float32, 1.0)
+    assert torch.equal(gram(torch.float32, 2.0**16), exact), "a power of two changes nothing"
+    assert not gram(torch.float16, 1.0).any(), "without it they are 0"
+    assert torch.allclose(gram(torch.float16, 2.0**16), exact, rtol=0.05)
+
+
 def test_features_are_measured_where_tasks_share_one_input():
     found = step(module_of({"name": "mgda", "of": "features"}, LINEAR))
     assert all(torch.isfinite(g).all() for g in found.values())

@@ -261,6 +261,12 @@ def test_the_order_of_sources_is_a_change(fit, tmp_path, capsys):
     second = "--data.sources.other={name: mosaic, size: 16, length: 8, val_length: 2, batch_size: 4}"
     run = fit("run", second, "--data.sampling=alternate")
     turned = yaml.safe_load((run / "config.yaml").read_text())
+    turned["model"]["tasks"] = dict(reversed(turned["model"]["tasks"].items()))
+    (tmp_path / "turned.yaml").write_text(yaml.safe_dump(turned, sort_keys=False))
+    allowed = ["--allow-changed", "model.tasks", "--no-report"]
+    assert main(["fit", "-c", "turned.yaml", "--resume", str(run), *allowed]) == 2
+    assert "cannot change in a run that goes on" in capsys.readouterr().err, "a task would get another one's momentum"
+    turned = yaml.safe_load((run / "config.yaml").read_text())
     turned["data"]["sources"] = dict(reversed(turned["data"]["sources"].items()))
     (tmp_path / "turned.yaml").write_text(yaml.safe_dump(turned, sort_keys=False))
     assert main(["fit", "-c", "turned.yaml", "--resume", str(run), "--no-report"]) == 2

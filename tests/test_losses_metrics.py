@@ -55,6 +55,13 @@ def test_a_weight_of_a_loss_is_a_number_of_at_least_zero(weight):
         Criterion(["mse", {"name": "l1", "weight": weight}], "tasks.depth.loss")
 
 
+@pytest.mark.parametrize("loss", [CrossEntropy, Focal])
+@pytest.mark.parametrize("weights", [[-1.0, 1.0], [float("inf"), 1.0], [float("nan"), 1.0], [0.0, 0.0]])
+def test_class_weights_that_would_turn_or_void_the_gradient_are_refused(loss, weights):
+    with pytest.raises(ConfigError, match="expected numbers from 0 up, not all 0"):
+        loss(class_weights=weights)
+
+
 def test_criterion_lists_terms_with_coefficients():
     criterion = Criterion([{"name": "l1", "weight": 2}, "mse"])
     assert criterion.coefficients == {"l1": 2.0, "mse": 1.0}

@@ -18,7 +18,7 @@ import torch
 import densectx
 from densectx.averaging import lag
 from densectx.cli import main
-from densectx.errors import CheckpointError
+from densectx.errors import CheckpointError, ConfigError
 from densectx.loggers import MetricsFile
 from densectx.schedules import WarmupCosine, WarmupPoly
 
@@ -329,6 +329,16 @@ def test_schedules():
     assert min(cosine[3:]) >= 0.1
 
 
+@pytest.mark.parametrize(
+    ("schedule", "options"),
+    [(WarmupPoly, {"power": -1.0}), (WarmupCosine, {"final": -1.0}), (WarmupCosine, {"final": 2.0})],
+)
+def test_a_schedule_that_would_go_up_or_below_0_is_refused(schedule, options):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ConfigError, match=f"{next(iter(options))} "):
+        schedule(optimizer, total_steps=10, **options)
+
+
 def test_going_on_from_an_older_file_keeps_what_it_writes(fit):
     run = fit("run", "--trainer.max_steps", "6")
     old = run / "checkpoints" / "step-4.ckpt"
@@ -370,6 +380,7 @@ def test_full_disk_is_named_with_status_8(fit, capsys, monkeypatch):
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
         (["--trainer.sync_batchnorm=true"], "norm group"),
         (["--trainer.accumulate_grad_batches=3"], "no multiple"),
+        (["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=00:00:10:00"], "a number of batches"),
         (["--model.context.init_noise=-1"], "negative"),
         (["--model.context={name: aspp, rates: [0]}"], "positive"),
         (["--model.backbone={name: timm, model: resnet10t, levels: 9}"], "levels"),
@@ -377,6 +388,13 @@ def test_full_disk_is_named_with_status_8(fit, capsys, monkeypatch):
         (["--model.param_groups=[{match: backbone.*, lrr: 1}]"], "did you mean 'lr'"),
         (["--requires=densectx-edges"], "expected a list"),
         (["--model.tasks.denoising.head=linear"], "model.backbone.in_channels to 4"),
+        (["--model.tasks.denoising.weight=.inf"], "weight inf"),
+        (["--model.tasks.denoising.test_sigma=-25"], "test_sigma -25"),
+        (["--model.tasks.denoising.test_gain=0.1"], "poisson_gaussian has a gain"),
+        (["--model.tasks.segmentation.loss={name: cross_entropy, class_weights: [-1, 1, 1]}"], "class_weights"),
+        (["--model.param_groups=[{match: backbone.*, weight_decay: -5}]"], "weight_decay: expected a number from 0 up"),
+        (["--model.param_groups=[{match: a.*, lr: 1}, {match: a.*, lr: 2}]"], "two groups match 'a.*'"),
+        (["--trainer.overfit_batches=1"], "limit_train_batches"),
     ],
 )
 def test_more_that_cannot_work(fit, capsys, flags, message):

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import distributed, multiprocessing
 
+from densectx.checkpointing import Checkpoints
 from densectx.cli import main
 from densectx.data.base import Dataset
 from densectx.data.module import DataModule
@@ -103,7 +104,9 @@ class Gradients(pl.Callback):
         )
 
 
-def fit(batch, accumulate, *, sampling="joint", batches=None, module=None, workers=0, **options):
+def fit(
+    batch, accumulate, *, sampling="joint", batches=None, module=None, workers=0, callbacks=(), resume=None, **options
+):
     seen = Gradients()
     sources = {key: {"name": "test-uneven", "batch_size": batch, "seed": i} for i, key in enumerate("st")}
     data = DataModule(sources, sampling, workers, steps_per_epoch=batches)
@@ -111,18 +114,18 @@ def fit(batch, accumulate, *, sampling="joint", batches=None, module=None, worke
         accelerator="cpu",
         max_epochs=options.pop("max_epochs", 1),
         accumulate_grad_batches=accumulate,
-        callbacks=[seen],
+        callbacks=[seen, *callbacks],
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
+        enable_checkpointing=bool(callbacks),
         logger=False,
         limit_val_batches=0,
         **options,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(module or module_of(), datamodule=data)
+        trainer.fit(module or module_of(), datamodule=data, ckpt_path=resume, weights_only=resume and True)
     return seen.found
 
 
@@ -169,6 +172,36 @@ def test_sources_in_turn_make_one_batch_of_both():
 
 def test_workers_change_nothing():
     assert_equal(fit(2, N, batches=6, workers=1), fit(2, N, batches=6))
+
+
+class InsideTheSecondWindow(pl.Callback):
+    """Stops there, or writes a file there."""
+
+    def __init__(self, file=None):
+        self.file = file
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == N + 1:
+            if self.file:
+                trainer.save_checkpoint(self.file)
+            else:
+                trainer.should_stop = True
+
+
+def test_a_stop_inside_a_window_waits_for_its_end(tmp_path):
+    whole, place = fit(2, N), {"default_root_dir": tmp_path}
+    part = fit(2, N, callbacks=[Checkpoints(), InsideTheSecondWindow()], **place)
+    assert_equal(part, whole[:2])
+    rest = fit(2, N, callbacks=[Checkpoints()], resume=tmp_path / "checkpoints" / "last.ckpt", **place)
+    assert_equal(rest, whole[2:])
+
+
+def test_after_a_file_from_inside_a_window_the_next_ones_are_whole(tmp_path):
+    whole, file = fit(2, N), tmp_path / "inside.ckpt"
+    fit(2, N, callbacks=[Checkpoints(), InsideTheSecondWindow(file)], default_root_dir=tmp_path)
+    rest = fit(2, N, callbacks=[Checkpoints()], resume=file, default_root_dir=tmp_path / "rest")
+    assert len(rest) == 4, "the last batch of the second window, and three windows"
+    assert_equal(rest[1:], whole[2:])
 
 
 def test_what_is_not_countable_is_averaged():

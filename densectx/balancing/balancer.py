@@ -69,7 +69,13 @@ class Balancer:
             self.model.branch = None
 
     def __call__(
-        self, losses: Mapping[str, Tensor], values: Mapping[str, float], shares: Mapping[str, float], *, log: bool
+        self,
+        losses: Mapping[str, Tensor],
+        values: Mapping[str, float],
+        shares: Mapping[str, float],
+        *,
+        log: bool,
+        scale: float = 1.0,
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch, and what is to be logged.
 
@@ -78,6 +84,7 @@ class Balancer:
             values: loss of the global batch, of every task that any rank has labels for.
             shares: see :meth:`Learned.regulariser`.
             log: whether this step is logged.
+            scale: that of the gradient scaler, where there is one.
 
         Returns:
             A scalar, and ``balance/...`` numbers, empty unless gradients were measured at a step to log.
@@ -86,7 +93,7 @@ class Balancer:
         tasks = tuple(key for key in self.model.tasks if key in values and self.weights[key] > 0)
         gram = None
         if tasks and (self.method.needs == "gram" or (self.watch and log)):
-            gram = self._gram(weighted, tasks)
+            gram = self._gram(weighted, tasks, scale)
         known = torch.tensor([self.weights[key] * values[key] for key in tasks], dtype=torch.float64)
         found = torch.ones_like(known)
         if tasks and known.isfinite().all() and (gram is None or gram.isfinite().all()):
@@ -105,10 +112,10 @@ class Balancer:
         loss = torch.stack(parts).sum() if parts else torch.zeros((), device=next(self.model.parameters()).device)
         return loss, self._numbers(tasks, gram, found.tolist()) if gram is not None and log else {}
 
-    def _gram(self, weighted: Mapping[str, Tensor], tasks: tuple[str, ...]) -> Tensor:
+    def _gram(self, weighted: Mapping[str, Tensor], tasks: tuple[str, ...], scale: float) -> Tensor:
         if self.of == "features":
-            return of_features(weighted, tasks, self._branches.features)
-        return of_weights(weighted, tasks, self._shared)
+            return of_features(weighted, tasks, self._branches.features, scale)
+        return of_weights(weighted, tasks, self._shared, scale)
 
     def _numbers(self, tasks: tuple[str, ...], gram: Tensor, factors: list[float]) -> dict[str, float]:
         norms = gram.diagonal().sqrt().tolist()

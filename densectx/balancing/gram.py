@@ -55,21 +55,25 @@ def last_shared(model: DenseModel) -> list[nn.Parameter]:
     raise ConfigError("nothing that tasks share is trained (model.freeze); take a method that looks at losses.")
 
 
-def of_weights(losses: Mapping[str, Tensor], tasks: Sequence[str], weights: Sequence[nn.Parameter]) -> Tensor:
+def of_weights(
+    losses: Mapping[str, Tensor], tasks: Sequence[str], weights: Sequence[nn.Parameter], scale: float = 1.0
+) -> Tensor:
     """(T, T) float64, CPU: products of the gradients with respect to weights, averaged over ranks before.
 
     Args:
         losses: weight * loss of the tasks of this rank, each a share of a mean over ranks.
         tasks: those of any rank; zeros where this rank has none.
         weights: see :func:`last_shared`.
+        scale: what losses are multiplied by on the way, lest float16 loses their small gradients.
     """
     dtype = torch.promote_types(weights[0].dtype, torch.float32)
     table = torch.zeros(len(tasks), sum(w.numel() for w in weights), dtype=dtype, device=weights[0].device)
     for row, task in zip(table, tasks, strict=True):
         if task in losses and losses[task].requires_grad:
-            found = torch.autograd.grad(losses[task], weights, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(losses[task] * scale, weights, retain_graph=True, allow_unused=True)
             parts = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
             torch.cat([part.flatten().to(dtype) for part in parts], out=row)
+    table /= scale
     if is_available() and is_initialized():
         all_reduce(table, op=ReduceOp.SUM)
         table /= get_world_size()
@@ -77,13 +81,16 @@ def of_weights(losses: Mapping[str, Tensor], tasks: Sequence[str], weights: Sequ
     return (table @ table.T).cpu()
 
 
-def of_features(losses: Mapping[str, Tensor], tasks: Sequence[str], features: Mapping[str, Tensor]) -> Tensor:
+def of_features(
+    losses: Mapping[str, Tensor], tasks: Sequence[str], features: Mapping[str, Tensor], scale: float = 1.0
+) -> Tensor:
     """(T, T) float64, CPU: products of the gradients with respect to the shared features, added over ranks.
 
     Args:
         losses: weight * loss of the tasks of this rank, each a share of a mean over ranks.
         tasks: those of any rank; zeros where this rank has none.
         features: of each task of this rank; the very same tensor for all.
+        scale: as in :func:`of_weights`.
 
     Raises:
         ConfigError: the tasks have different features.
@@ -101,7 +108,7 @@ def of_features(losses: Mapping[str, Tensor], tasks: Sequence[str], features: Ma
     if shared is not None and shared.requires_grad:
         zero = torch.zeros_like(shared, dtype=torch.float64).flatten()
         rows = [
-            torch.autograd.grad(losses[task], shared, retain_graph=True)[0].double().flatten()
+            torch.autograd.grad(losses[task] * scale, shared, retain_graph=True)[0].double().flatten() / scale
             if task in losses and losses[task].requires_grad
             else zero
             for task in tasks

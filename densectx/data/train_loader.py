@@ -18,7 +18,7 @@ class TrainLoader(DataLoader[Any]):
 
     While gradients are accumulated over N batches, the N batches of a window are fetched before the first is given
     out (:class:`densectx.types.Windowed`). Lightning begins a window at the start of an epoch and after each optimizer
-    step, and ends it at the end of the epoch at the latest; so does this.
+    step, and ends it at the end of the epoch at the latest; so does this, also where it goes on inside a window.
 
     Attributes:
         trainer: that asks for batches; None where none does.
@@ -46,7 +46,8 @@ class TrainLoader(DataLoader[Any]):
             return 1
         # Lightning asks for a batch when the one before is done, so the count is that of the batches before
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return max(1, min(self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches) - done))
+        size, left = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches) - done
+        return max(1, min(size - done % size, left))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -162,8 +163,8 @@ class BCE(Loss, Countable):
         values = list(pos_weight) if isinstance(pos_weight, Sequence) else [pos_weight]
         if several and classes not in (None, len(values)):
             raise ConfigError(f"bce: {len(values)} pos_weights for {classes} channels.")
-        if pos_weight is not None and not all(value is not None and value > 0 for value in values):
-            raise ConfigError(f"bce: pos_weight {pos_weight} is not positive.")
+        if pos_weight is not None and not all(value is not None and 0 < value < math.inf for value in values):
+            raise ConfigError(f"bce: pos_weight {pos_weight} is not positive and finite.")
         factors = None if pos_weight is None else torch.tensor(values, dtype=torch.float32)
         self.register_buffer("pos_weight", factors, persistent=False)
 
@@ -190,4 +191,6 @@ def _factors(loss: str, class_weights: Sequence[float] | None, classes: int | No
         return None
     if classes not in (None, len(class_weights)):
         raise ConfigError(f"{loss}: {len(class_weights)} class_weights for {classes} classes.")
+    if not all(0 <= weight < math.inf for weight in class_weights) or not any(class_weights):
+        raise ConfigError(f"{loss}: class_weights {list(class_weights)}: expected numbers from 0 up, not all 0.")
     return torch.tensor(class_weights, dtype=torch.float32)

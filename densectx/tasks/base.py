@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
@@ -92,8 +93,8 @@ class Task(nn.Module, ABC):
 
     def __init__(self, source: str, weight: float, *, channels: int, in_channels: int, maps: int = 0) -> None:
         super().__init__()
-        if weight < 0:
-            raise ConfigError(f"task of source {source!r}: weight {weight} is negative.")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"task of source {source!r}: weight {weight} is not a number from 0 up.")
         if in_channels not in (channels, channels - maps) and channels - maps != 1:
             raise ConfigError(
                 f"a task of source {source!r} gives {channels - maps} channels, the backbone takes {in_channels};"

@@ -83,8 +83,10 @@ class Denoising(Task, Counting):
         channels = info.channels + conditioned
         super().__init__(source, weight, channels=channels, in_channels=in_channels, maps=int(conditioned))
         self.sigma, self.gain, self.conditioned = levels, gains, conditioned
-        self.test_sigma = sum(levels) / 2 if test_sigma is None else float(test_sigma)
-        self.test_gain = sum(gains) / 2 if test_gain is None else float(test_gain)
+        if test_gain is not None and not poisson:
+            raise ConfigError(f"denoising: test_gain {test_gain!r} with noise {noise!r}; poisson_gaussian has a gain.")
+        self.test_sigma = _tested("test_sigma", test_sigma, levels, 255)
+        self.test_gain = _tested("test_gain", test_gain, gains, 1)
         self.image_channels, self.cutblur = info.channels, restoring.chance("denoising: cutblur", cutblur)
         if conditioned and poisson:
             self.options = {"sigma": None, "gain": None}
@@ -195,3 +197,9 @@ def _level(name: str, value: float | Tensor | None, high: float, image: Tensor) 
             " (--set denoising.sigma=25, options={'denoising.sigma': 25})."
         )
     return level
+
+
+def _tested(name: str, value: float | None, trained: tuple[float, float], high: float) -> float:
+    """What is evaluated: the middle of what is trained, unless a value is given."""
+    ends = trained if value is None else restoring.span(f"denoising: {name}", value, 0, high)
+    return sum(ends) / 2
