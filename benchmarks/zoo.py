@@ -173,6 +173,12 @@ def card_of(
         "```\n",
         f"Seed {first['seed']}, {spent}, densectx at {first['commit'][:7]}.",
     ]
+    before = first["machine"].get("first", {})
+    while "command" in before:  # its weights are not in the repository any more
+        spent = f"{before['steps']} of these steps and {before['wall_s'] / 60:.0f} of these minutes"
+        where = f"on {before['machine']['device']}, densectx at {before['commit'][:7]}"
+        lines += [f"\n{spent} made the weights that this began with, {where}:\n", "```bash", before["command"], "```"]
+        before = before["machine"].get("first", {})
     return "\n".join(lines) + "\n"
 
 

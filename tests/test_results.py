@@ -364,6 +364,14 @@ def package(tmp_path):
 def test_a_run_becomes_a_model_of_the_package(tools, run, recorded, package, tmp_path):
     results = tmp_path / "results"
     shutil.copytree(recorded[0], results)
+    first = json.loads((path := min(results.glob("tiny-*.json"))).read_text())
+    older = {**first, "command": "densectx fit --steps 2", "machine": {"device": "an abacus"}}
+    first["machine"]["first"] = {
+        **older,
+        "command": "densectx fit --steps 1",
+        "machine": {**first["machine"], "first": older},
+    }
+    path.write_text(json.dumps(first))
     other = json.loads((results / "tiny-set5-x2-psnr.json").read_text()) | {"value": 77.7}
     (results / "tiny-other-set5-x2-psnr.json").write_text(json.dumps(other))  # of "tiny-other"
     options = {"tolerance": 0.5, "package": package, "results": results, "note": "Seen by nobody."}
@@ -393,7 +401,9 @@ def test_a_run_becomes_a_model_of_the_package(tools, run, recorded, package, tmp
     assert "T91" not in card
     assert "Seen by nobody." in card
     assert "77.7" not in card
-    assert f"densectx fit -c {run[1]}" in card
+    made = [card.index(command) for command in (f"densectx fit -c {run[1]}", "fit --steps 1", "fit --steps 2")]
+    assert made == sorted(made), "the command, then those of the weights that it began with"
+    assert "on an abacus" in card
     assert str(run[0]).encode() not in file.read_bytes()  # no folder of the machine that trained it
 
 
