@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ Layer: TypeAlias = tuple[dict[str, Any], str]
 """A mapping to merge, and where it comes from."""
 
 _ABSENT: Final = object()
+_COMMENT: Final = re.compile(r"(?:^|\s)#")
 
 
 @final
@@ -163,7 +165,7 @@ def _merge(composed: Composed, tree: dict[str, Any], layer: Mapping[str, Any], p
             raise ConfigError(f"{at} ({origin}): a {type(old).__name__} ({composed.where(at)}) is only replaced whole.")
         if isinstance(old, str) and isinstance(new, Mapping):
             old = tree[key] = {"name": old}
-            composed.origins[f"{at}.name"] = composed.origins[at]
+            composed.origins[f"{at}.name"] = composed.origins.get(at, origin)  # what ``${...}`` filled has none
         elif isinstance(old, dict) and isinstance(new, str) and at not in COLLECTIONS and "${" not in new:
             new = {"name": new}  # ${...} may stand for a mapping: it replaces
         if isinstance(old, dict) and isinstance(new, Mapping) and (at in COLLECTIONS or not _renamed(old, new)):
@@ -201,7 +203,9 @@ def _flag_layer(flags: Sequence[tuple[str, str]]) -> dict[str, Any]:
         *parents, leaf = path.split(".")
         if not all((*parents, leaf)):
             raise ConfigError(f"flag --{path}: a part of the key is empty.")
-        nested = {leaf: parse_yaml(text, f"flag --{path}") if text.strip() else text}
+        # a value of one word or path may have a #, which begins no comment in a shell
+        plain = not text.strip() or (_COMMENT.search(text) and text.lstrip()[0] not in "[{'\"")
+        nested = {leaf: text if plain else parse_yaml(text, f"flag --{path}")}
         for key in reversed(parents):
             nested = {key: nested}
         _add(layer, nested, "")

@@ -84,11 +84,15 @@ class MetricsFile(Logger):
         """What an earlier part of the run measured before this step."""
         if not self.path.exists():
             return {}
-        with self.path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = {int(row["step"]): row for row in reader if int(row["step"]) < before}
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the end of a machine may leave half a row, or zeros
+        reader = csv.DictReader(lines)
+        found = [row for row in reader if _whole(row)]
+        if len(found) < len(lines) - 1 or not text.endswith("\n"):
+            warn(f"{self.path}: damaged rows are left out: the process that wrote them ended in the middle.")
         self.columns = list(reader.fieldnames or self.columns)
-        return rows
+        # the row before, if it is the same step: a validation comes after the step that it belongs to
+        return {int(row["step"]): row for row in found if int(row["step"]) <= before}
 
     def _write(self) -> None:
         temporary = self.path.with_name(f"{self.path.name}.tmp")
@@ -102,6 +106,11 @@ class MetricsFile(Logger):
             temporary.replace(self.path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _whole(row: Mapping[str | None, Any]) -> bool:
+    step = row.get("step")
+    return isinstance(step, str) and step.isdecimal() and None not in row and None not in row.values()
 
 
 @final

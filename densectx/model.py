@@ -229,12 +229,13 @@ class DenseModel(nn.Module):
         keys = self._keys(tasks)
         wanted = grouped(self.resolve(image, keys, options))
         batch, device = as_batch(image), next(self.parameters()).device
-        training = self.training
+        modes = {module: module.training for module in self.modules()}  # frozen parts have their own
         self.eval()
         try:
             found = self._answers(keys, batch.to(device), wanted)
         finally:
-            self.train(training)
+            for module, training in modes.items():
+                module.training = training
         return {key: (y if image.ndim == 4 else y[0]).float().to(image.device) for key, y in found.items()}
 
     @torch.no_grad()

@@ -133,8 +133,8 @@ def parse_yaml(text: str, source: str) -> Any:
         at = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         detail = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{source}{at}: {detail}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: !!int x; !!float x
-        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}.") from None
+    except (yaml.YAMLError, ValueError, LookupError) as error:  # !!int x; !!bool x, !!float ''
+        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split()) or 'a value of another kind'}.") from None
 
 
 def dump(values: Mapping[str, Any]) -> str:
@@ -174,10 +174,12 @@ class _Builder:
         raise self._error(node, f"the tag {node.tag.replace(_TAG, '!!')!r} is not allowed; configs hold plain values")
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
-        inherited: dict[str, Any] = {}
+        inherited: dict[str, Any] | None = None
         own: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if key_node.tag == f"{_TAG}merge":
+                if inherited is not None:
+                    raise self._error(key_node, "duplicate key '<<'; give one with a list: <<: [*a, *b]")
                 inherited = self._inherited(value_node, depth)
                 continue
             key = key_node.value
@@ -192,7 +194,7 @@ class _Builder:
                 nested = key.replace(".", ": {") + ": ..." + "}" * key.count(".")
                 raise self._error(key_node, f"dotted key {key!r}; write it nested: {nested}")
             own[key] = self.value(value_node, depth + 1)
-        return inherited | own
+        return (inherited or {}) | own
 
     def _inherited(self, node: yaml.Node, depth: int) -> dict[str, Any]:
         given = self.value(node, depth + 1)

@@ -117,6 +117,29 @@ def test_timm_weights_by_local_path(tmp_path):
         BACKBONES.build({"name": "timm", "model": "resnet10t", "weights": str(tmp_path / "none.pth")})
 
 
+def test_timm_weights_that_leave_a_part_at_random_are_refused(tmp_path):
+    whole = timm.create_model("resnet10t").state_dict()
+    files = {
+        "prefix": {f"encoder.{key}": value for key, value in whole.items()},
+        "part": {key: value for key, value in whole.items() if not key.startswith("layer4")},
+        "half": {key: value.half().float() for key, value in whole.items()},
+    }
+    for name, state in files.items():
+        torch.save(state, tmp_path / f"{name}.pth")
+
+    def build(name, **options):
+        path = str(tmp_path / f"{name}.pth")
+        return BACKBONES.build({"name": "timm", "model": "resnet10t", "weights": path, **options})
+
+    for name in ("prefix", "part"):
+        with pytest.raises(CheckpointError, match=rf"{name}.pth' have nothing for \d+ of its \d+ tensors"):
+            build(name)
+    build("part", levels=4)  # what is cut off is not missed
+    build("half")
+    build("half", in_channels=1)
+    build("half", in_channels=4, maps=1)
+
+
 def stems(name, tmp_path):
     """``build(**options)`` of a network with the same RGB weights each time, and its first convolution."""
     if name == "timm":

@@ -478,6 +478,32 @@ def test_options_that_cannot_work(options):
         Checkpoints(**options)
 
 
+@pytest.mark.parametrize("tail", ["12", "120,7", "\0" * 300, "12,\0\0\r\n", "x,1,2\r\n"])
+def test_the_half_row_of_a_process_that_was_killed_is_left_out(tmp_path, capsys, tail):
+    file = tmp_path / "metrics.csv"
+    log = MetricsFile(file)
+    for step in range(12):
+        log.log_metrics({"a": step, "b": 1}, step)
+    whole = file.read_text()
+    file.write_text(whole + tail)
+    again = MetricsFile(file)
+    again.log_metrics({"a": 12, "b": 1}, 12)
+    assert [row["a"] for row in csv.DictReader(file.open())] == [str(step) for step in range(13)]
+    assert capsys.readouterr().err.count("damaged rows are left out") == 1
+
+
+def test_a_validation_that_is_done_again_leaves_the_losses_of_its_step(tmp_path, capsys):
+    log = MetricsFile(tmp_path / "metrics.csv")
+    for values, step in (({"loss": 0.5}, 8), ({"loss": 0.4}, 9), ({"val": 1}, 9), ({"loss": 0.3}, 10)):
+        log.log_metrics(values, step)
+    again = MetricsFile(tmp_path / "metrics.csv")
+    again.log_metrics({"val": 2}, 9)  # a run that was left in its validation goes on with it
+    again.log_metrics({"loss": 0.2}, 10)
+    rows = [(row["step"], row["loss"], row["val"]) for row in csv.DictReader((tmp_path / "metrics.csv").open())]
+    assert rows == [("8", "0.5", ""), ("9", "0.4", "2"), ("10", "0.2", "")]
+    assert not capsys.readouterr().err
+
+
 def test_metrics_that_the_disk_did_not_take_are_written_later(tmp_path, capsys):
     file = tmp_path / "run" / "metrics.csv"
     log = MetricsFile(file)

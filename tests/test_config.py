@@ -160,6 +160,10 @@ def test_last_of_equal_flags_wins(merged):
         ("2020-01-01", "2020-01-01"),
         ("010", "010"),
         ("true", True),
+        ("/d/run #2", "/d/run #2"),
+        ("#1", "#1"),
+        ("'a #b'", "a #b"),
+        ("{a: 1} # b", {"a": 1}),
     ],
 )
 def test_flag_values_are_yaml(text, value):
@@ -238,6 +242,8 @@ data:
     assert (values["data"]["root"], values["data"]["other"]) == ("/somewhere", "default")
     assert values["data"]["sources"]["train"] == {"name": "mosaic", "batch_size": 4}
     assert values["data"]["sources"]["val"] == {"name": "mosaic", "batch_size": 1}
+    text = "model: {a: {name: x, head: decoder}, b: {name: '${model.a}', head: {width: 8}}}"
+    assert merged(text)["model"]["b"] == {"name": "x", "head": {"name": "decoder", "width": 8}}
 
 
 @pytest.mark.fault("C10")
@@ -299,6 +305,9 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9
         ("a: !!set {x}", ["!!set"]),
         ("a: !!binary eA==", ["!!binary"]),
         ("a: !!int x", ["A.yaml"]),
+        ("a: !!bool x", ["A.yaml"]),
+        ("a: !!float ''", ["A.yaml"]),
+        ("a: {<<: {x: 1}, <<: {y: 2}}", ["line 1", "<<"]),
         ("a: [1", ["line 1"]),
         ("a: 1\n---\nb: 1", ["line 2", "document"]),
         ("a:\n\tb: 1", ["line 2"]),
@@ -312,7 +321,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9
         (BOMB, ["aliases are expanded"]),
         ("a: [" + "1," * 30_000 + "]", ["20000 values"]),
     ],
-    ids=range(25),
+    ids=range(28),
 )
 def test_refused_files(write, text, parts):
     start = time.monotonic()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tifffile import imwrite
 
 from densectx import cli
 from densectx.data.survey import class_weights
@@ -226,6 +227,14 @@ def test_palettes_of_files_that_name_other_classes(tree, lint):
     assert "id 0 ('sky') is (0, 255, 0) in 3 files, which is declared for 'road'" in problems[0][2]
     assert "id 2" not in problems[0][2]
     assert found(lint)[1]["problems"] == [], "without a declared palette there is nothing to disagree with"
+
+
+def test_ids_that_pillow_cannot_hold_are_ids_all_the_same(tree, lint):
+    for file in masks_of(tree):
+        imwrite(file.with_suffix(".tif"), np.asarray(Image.open(file)).astype(np.int64))
+        file.unlink()
+    status, report, _ = found(lint, extra=f"palette: {[list(c) for c in PALETTE]}")
+    assert (status, report["problems"]) == (0, [])
 
 
 def test_gray_palettes_say_nothing(tree, lint):

@@ -129,6 +129,7 @@ def test_pictures_as_targets(folder):
             ["image,mask,split", "a.jpg,,train", "a.jpg,,val"],
             r"line 3: .*a.jpg is in split 'val', and in 'train' by line 2",
         ),
+        (["image,mask,split", "a.jpg,,train", "./b/../a.jpg,,val"], r"line 3: .* and in 'train' by line 2"),
         (["image,mask,split"], r"m.csv: has no rows"),
         ([""], r"line 1: no column 'image'"),
         (["image,mask,split", 'a.jpg,"a.png,train'], r"line \d: is no CSV"),

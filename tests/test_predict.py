@@ -111,6 +111,14 @@ def names(out):
 # ---- DenseModel.predict
 
 
+def test_predict_leaves_every_part_in_its_mode():
+    model = build().train()
+    model.backbone.eval()  # as a frozen part is held
+    before = {name: part.training for name, part in model.named_modules()}
+    model.predict(torch.rand(3, 20, 20))
+    assert {name: part.training for name, part in model.named_modules()} == before
+
+
 @pytest.mark.fault("N08")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_predict_takes_uint8_and_float_batch_and_single(channels):
@@ -927,3 +935,18 @@ def test_help_needs_no_torch(model):
     )
     assert done.returncode == 0, done.stderr
     assert "--tasks" in done.stdout
+
+
+def test_a_picture_whose_answer_has_no_name_is_told_and_the_others_are_done(tmp_path, model, capsys):
+    picture(tmp_path / "in" / f"{'x' * 248}.png")
+    picture(tmp_path / "in" / "b.png")
+    out = tmp_path / "out"
+    for _ in range(2):  # the second time it is still not there, and no reason to refuse the rest
+        assert predict(model, tmp_path / "in", "-o", out, "--tasks", "segmentation") == 3
+        error = capsys.readouterr().err
+        assert "too long for the file system" in error
+        assert "Traceback" not in error
+        assert [name for name in names(out) if name.startswith("segmentation/")] == [
+            "segmentation/b.overlay.png",
+            "segmentation/b.png",
+        ]

@@ -121,6 +121,24 @@ def test_sbd(tmp_path):
     data = build("image_mask", root, "sbd")
     assert stems(data) == {"train": ["2007_02", "2008_01", "2010_05"], "val": ["2010_06"], "test": []}
     assert torch.equal(data["train"][0]["mask"], torch.tensor([0, 7, 20]).repeat(8).reshape(4, 6))
+    spaced = tmp_path / "spaced"
+    for stem in ("my", "my photo", "a", "b"):
+        image(spaced / f"images/train/{stem}_left.png")
+        mask(spaced / f"masks/train/{stem}.png", [0])
+    options = {
+        "images": "images/{subset}",
+        "masks": "masks/{subset}",
+        "suffixes": {"images": "_left"},
+        "classes": ["x"],
+    }
+    for lines, left in [
+        (("\ufeffa_left.png", "my photo_left.png"), ["b_left", "my_left"]),
+        (("my photo", "b 1", "x.png a.png"), ["a_left", "my photo_left"]),  # the second column is no name
+        (("my", "images/train/b.png labels/a.png"), ["a_left", "my photo_left"]),
+    ]:
+        text(spaced / "out.txt", *lines)
+        kept = DATASETS.build("image_mask", split="train", root=str(spaced), exclude="out.txt", **options)
+        assert sorted(Path(kept.name(i)).stem for i in range(len(kept))) == left, lines
     held_out = tmp_path / "VOC2012/ImageSets/Segmentation/val.txt"
     assert stems(build("image_mask", root, "sbd", exclude=str(held_out)))["train"] == ["2007_02", "2010_05"]
     text(root / "all.txt", "2007_02", "2008_01.jpg", "2010_05")

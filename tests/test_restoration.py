@@ -343,6 +343,16 @@ def test_a_level_that_is_not_given_is_estimated_for_each_image():
             model.predict(image, options={"t.sigma": wrong})
 
 
+def test_a_checkerboard_is_no_noise_beyond_the_scale():
+    board = (torch.arange(64)[:, None] + torch.arange(64)) % 2
+    image = board.float().expand(3, 64, 64)
+    for options in ({"sigma": [0, 50]}, {"sigma": [0, 50], "noise": "poisson_gaussian", "gain": [0, 0.1]}):
+        model = build("denoising", **options).eval()
+        found = model.resolve(image)
+        assert float(found["t.sigma"]) <= 255
+        assert model.predict(image)["t"].isfinite().all()
+
+
 def test_a_gray_model_has_one_estimate_for_the_channels_of_colour():
     model = build("denoising", GRAY, sigma=[0, 50]).eval()
     torch.nn.init.normal_(model.task("t").head.exit.weight, std=0.3)

@@ -1,6 +1,7 @@
 """The tiler: windows that give the answer of the whole picture, and blended ones that say how far they are off."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -108,6 +109,20 @@ def test_exact_tiles_equal_the_whole(small, height, width, core, seed):
     for key, answer in small(image, numbers(small.model)).items():
         assert answer.shape == whole[key].shape
         assert relative(answer, whole[key]) < allowed(key)
+
+
+@pytest.mark.fault("F03")
+@pytest.mark.parametrize(
+    ("backbone", "stride"), [(PLAIN, 4), ({**PLAIN, "unshuffle": 2}, 4), ({**PLAIN, "unshuffle": 2}, 3)]
+)
+def test_tiles_of_colour_bins_begin_with_a_cell(backbone, stride):
+    TASKS["bins"] = {"name": "colorization", "source": "x", "target": "bins", "stride": stride, "head": DECODER}
+    tiles = tiling(build(backbone, ["bins"]), "exact")
+    assert tiles.step == math.lcm(tiles.model.stride, stride)
+    for height, width in ((97, 113), (61, 40), (5, 90)):
+        image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(height))
+        tiles.setting = Setting("exact", 2 * tiles.step)
+        assert relative(tiles(image, {})["bins"], tiles.model.predict(image)["bins"]) < 5e-5
 
 
 @pytest.fixture(scope="module")
@@ -511,6 +526,19 @@ def test_windows_of_a_tiff_are_those_of_the_whole(tmp_path, layout, dtype, chann
     assert file.shape == whole.shape
     for part in ((slice(0, 101), slice(0, 77)), (slice(13, 50), slice(31, 70)), (slice(100, 101), slice(76, 77))):
         torch.testing.assert_close(file.read(*part), whole[:, part[0], part[1]], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
+def test_windows_of_a_tiff_of_many_channels(tmp_path, planarconfig):
+    values = np.random.default_rng(0).integers(0, 1 << 16, (5, 50, 40), dtype=np.uint16)
+    pixels = values if planarconfig == "separate" else np.moveaxis(values, 0, 2)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", planarconfig=planarconfig)
+    whole = read_image(tmp_path / "a.tif", 5)[0]
+    file = WindowedFile(tmp_path / "a.tif", 5)
+    torch.testing.assert_close(file.read(slice(3, 20), slice(5, 40)), whole[:, 3:20, 5:40], rtol=0, atol=1e-7)
+    tifffile.imwrite(tmp_path / "b.tif", values[:4].transpose(1, 2, 0), photometric="rgb", extrasamples=["unassalpha"])
+    with pytest.raises(DataError, match=r"transparent or turned"):
+        WindowedFile(tmp_path / "b.tif", 3)
 
 
 @pytest.mark.parametrize("shape", [(50, 40), (3, 50, 40), (50, 40, 3)])

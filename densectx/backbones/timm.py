@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
@@ -9,6 +10,7 @@ from typing import Any, Literal, final
 import timm
 import torch
 from timm.layers.drop import DropPath
+from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from densectx.backbones.base import Backbone, Standardize, add_maps, check_channels, stem_statistics
@@ -39,7 +41,7 @@ class Timm(Backbone):
     Raises:
         ConfigError: no such network, one that cannot be dilated (vgg, densenet, swin, vit ...), or ``drop_path`` for
             one that has no residual branches to leave out.
-        CheckpointError: the weights cannot be loaded.
+        CheckpointError: the weights cannot be loaded, or are not those of all levels.
     """
 
     def __init__(
@@ -77,9 +79,11 @@ class Timm(Backbone):
             self.net: nn.Module = timm.create_model(model, **options)
         except Exception as error:  # download, file and key errors of several libraries
             raise CheckpointError(f"timm network {model!r}: weights {weights or 'of timm'} failed: {error}.") from error
+        stem = next(m for m in self.net.modules() if isinstance(m, nn.Conv2d))
+        if weights:
+            check_loaded(f"timm network {model!r}", self.net, weights, adapted=stem.weight if image != 3 else None)
         config = timm.get_pretrained_cfg(model)
         mean, std = (config.mean, config.std) if config is not None else ((0.5,) * 3, (0.25,) * 3)
-        stem = next(m for m in self.net.modules() if isinstance(m, nn.Conv2d))
         add_maps(f"timm network {model!r}", stem, image, maps)
         self.standardize = Standardize(
             stem_statistics(mean, image, (0.0,) * maps), stem_statistics(std, image, (1.0,) * maps)
@@ -88,6 +92,34 @@ class Timm(Backbone):
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> one map a level, see ``features``."""
         return list(self.net(self.standardize(x)))
+
+
+def check_loaded(what: str, net: nn.Module, path: str, adapted: Tensor | None = None) -> None:
+    """See that a network holds the weights of a file: timm leaves at random what it does not find there.
+
+    They are known by their content, since timm may rename and reshape them.
+
+    Args:
+        what: the network, for the message.
+        net: the network, on the CPU.
+        path: the file.
+        adapted: a weight that is made of the file's.
+
+    Raises:
+        CheckpointError: some of its tensors are nowhere in the file.
+    """
+    there = {_digest(value) for value in load_state_dict(path).values() if isinstance(value, Tensor)}
+    own = {key: value for key, value in net.state_dict(keep_vars=True).items() if value.is_floating_point()}
+    missing = [key for key, value in own.items() if value is not adapted and _digest(value) not in there]
+    if missing:
+        raise CheckpointError(
+            f"{what}: weights {path!r} have nothing for {len(missing)} of its {len(own)} tensors"
+            f" ({', '.join(missing[:4])}); expected this network's weights under timm's names."
+        )
+
+
+def _digest(value: Tensor) -> bytes:
+    return hashlib.blake2b(value.detach().float().contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def probe(model: str, options: dict[str, Any]) -> tuple[Feature, ...]:

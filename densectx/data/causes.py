@@ -109,16 +109,13 @@ def size_of_file(path: str) -> tuple[int, int]:
 
 
 def palette_of_file(path: str) -> list[Colour]:
-    """The colours of a palette file by index; empty for other files, and for a palette of grays, which says nothing.
-
-    Raises:
-        DataError: the file cannot be opened.
-    """
+    """The colours of a palette file by index; empty for other files, and for a palette of grays, which says nothing."""
     if not path.lower().endswith((".png", ".tif", ".tiff", ".bmp")):
         return []
-    with opened(path) as image:
-        if image.mode != "P":
-            return []
-        values = image.getpalette("RGB") or []
+    try:
+        with opened(path) as image:
+            values = (image.getpalette("RGB") or []) if image.mode == "P" else []
+    except DataError:  # ids that Pillow cannot hold; who cannot read them says so
+        return []
     colours = [(values[i], values[i + 1], values[i + 2]) for i in range(0, len(values) - 2, 3)]
     return [] if all(red == green == blue for red, green, blue in colours) else colours

@@ -87,7 +87,7 @@ def _common(kind: str, some: list[_Found], info: SourceInfo) -> Iterator[str]:
     else:
         ids = sorted({int(value) for _, detail in some for value in detail})
         shown = ", ".join(map(str, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
-        start = f", or 'remap' if they begin at 1 (0: ignore, 1: {info.classes[0]!r}, ...)"
+        start = f', or \'remap\' if they begin at 1 ("0": ignore, "1": {info.classes[0]}, ...)'
         fix = f"add classes or name them in 'remap'{start if ids == [len(info.classes)] else ''}"
         yield f"{count} masks hold ids that are no classes (first that of {first}): {shown}; {fix}."
 

@@ -150,19 +150,22 @@ class ImageMask(Dataset):
         if self.selection is None:
             return []
         listing.check_root(self.root, self.key_path)
-        left_out = set()
-        if self.exclude is not None:
-            left_out = {stem for _, stem in listing.stems(self.root / Path(self.exclude).expanduser())}
         found: dict[str, _Entry] = {}
         for subset in self.selection.subsets:
             folder = self._folder("images", subset)
-            images = listing.by_key(folder, self.files.extensions, self.suffixes.get("images", ""))
+            suffix = self.suffixes.get("images", "")
+            images = listing.by_key(folder, self.files.extensions, suffix)
             names = self.root / self.lists.replace("{subset}", subset) if self.lists else None
-            keys = listing.listed(names, images) if names else images
+            keys = listing.listed(names, images, suffix) if names else images
             taken = {key: images[key] for key in keys if self.selection.takes(images[key])}
             if not taken:
                 raise DataError(f"{names or folder}: no image matches {', '.join(self.selection.include)}.")
-            kept = {key: path for key, path in taken.items() if key.rpartition("/")[2] not in left_out}
+            kept = taken
+            if self.exclude is not None:
+                known = {key.rpartition("/")[2] for key in images}
+                lines = listing.stems(self.root / Path(self.exclude).expanduser(), known, suffix)
+                left_out = {stem for _, stem in lines}
+                kept = {key: path for key, path in taken.items() if key.rpartition("/")[2] not in left_out}
             if not kept:
                 raise DataError(f"{names or folder}: 'exclude' ({self.exclude}) leaves no image of {len(taken)}.")
             masks, targets = self._label_files(subset, kept)

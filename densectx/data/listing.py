@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from densectx.data.reader import EXTENSIONS
+from densectx.data.reader import ARRAY_EXTENSIONS, EXTENSIONS
 from densectx.errors import ConfigError, DataError, suggest
 
 SPLITS = ("train", "val", "test")
@@ -165,8 +165,9 @@ def names(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> list[str]:
         raise DataError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}.")
     wanted, seen, found = set(extensions), {os.path.realpath(folder)}, []
     for parent, folders, here in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in list(folders):  # links may lead back to where we were
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        # links may lead back to where we were, or to a folder beside them, which counts under its own name
+        for name in sorted(folders, key=lambda name: os.path.islink(os.path.join(parent, name))):
             target = os.path.realpath(os.path.join(parent, name))
             if target in seen:
                 folders.remove(name)
@@ -179,8 +180,13 @@ def names(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> list[str]:
     return sorted(found)
 
 
-def listed(path: Path, images: Mapping[str, str]) -> list[str]:
+def listed(path: Path, images: Mapping[str, str], suffix: str = "") -> list[str]:
     """The keys of ``images`` that a text file lists: one stem or path a line (its first column), matched by stem.
+
+    Args:
+        path: the list.
+        images: by key, see :func:`by_key`.
+        suffix: end of the stems that is no part of the keys; the list may have it or not.
 
     Raises:
         DataError: the list is missing, unreadable or empty, or names an image that does not exist or is ambiguous.
@@ -189,7 +195,7 @@ def listed(path: Path, images: Mapping[str, str]) -> list[str]:
     for key in images:
         by_stem.setdefault(key.rpartition("/")[2], []).append(key)
     keys = []
-    for number, stem in stems(path):
+    for number, stem in stems(path, by_stem, suffix):
         matches = by_stem.get(stem, [])
         if len(matches) != 1:
             folder = os.path.commonpath([os.path.dirname(image) for image in images.values()])
@@ -201,15 +207,43 @@ def listed(path: Path, images: Mapping[str, str]) -> list[str]:
     return keys
 
 
-def stems(path: Path) -> list[tuple[int, str]]:
-    """Number of the line, and the stem it names in its first column, of every line of a list that is not blank.
+def stems(path: Path, known: Collection[str], suffix: str = "") -> list[tuple[int, str]]:
+    """Number of the line, and the stem it names, of every line of a list that is not blank.
+
+    Names may have spaces: where the first column names no image, or has no extension and the line has one, a line that
+    names an image as a whole is its name.
+
+    Args:
+        path: the list.
+        known: stems of images.
+        suffix: as in :func:`listed`.
 
     Raises:
         DataError: the list is missing or unreadable.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the list of images cannot be read: {error}.") from error
-    listed = [(number, Path(line.split()[0])) for number, line in enumerate(lines, 1) if line.strip()]
-    return [(number, name.stem if name.suffix.lower() in EXTENSIONS else name.name) for number, name in listed]
+    found = []
+    for number, line in enumerate(lines, 1):
+        if names := [_stem(text, known, suffix) for text in _names(line)]:
+            found.append((number, next((name for name in names if name in known), names[-1])))
+    return found
+
+
+def _names(line: str) -> list[str]:
+    """What a line may name, the likely first and its first column last, where it is not the likely one."""
+    whole, (first, *others) = line.strip(), line.split() or [""]
+    if not others or "/" in whole[len(first) :]:
+        return [first] if first else []
+    return [first] if _is_file(first) else [whole, first] if _is_file(whole) else [first, whole, first]
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix.lower() in EXTENSIONS | ARRAY_EXTENSIONS
+
+
+def _stem(text: str, known: Collection[str], suffix: str) -> str:
+    name = Path(text).stem if _is_file(text) else Path(text).name
+    return name if name in known else name.removesuffix(suffix)

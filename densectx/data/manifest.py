@@ -130,7 +130,7 @@ class Manifest(Dataset):
             if len(cells) != len(header):
                 raise DataError(f"{self.file}, line {number}: {len(cells)} cells, the header has {len(header)}.")
             row = self._row(number, {name: cells[place].strip() for name, place in columns.items()})
-            first, line = splits.setdefault(row.files["image"], (row.split, number))
+            first, line = splits.setdefault(os.path.abspath(row.files["image"]), (row.split, number))
             if first != row.split:
                 raise DataError(
                     f"{self.file}, line {number}: {row.files['image']} is in split {row.split!r}, and in {first!r} by"

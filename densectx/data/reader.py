@@ -120,7 +120,10 @@ def is_deep(path: StrPath) -> bool:
     """
     kind = kind_of(path)
     if kind == "npy":
-        return np.lib.format.open_memmap(Path(path), mode="r").dtype.itemsize > 1
+        try:
+            return bool(np.load(Path(path), mmap_mode="r").dtype.itemsize > 1)
+        except Exception as error:  # as above
+            raise DataError(f"{path}: not a readable array: {error}.") from error
     if kind != "other":
         return not kind.startswith(("uint8", "int8", "bool"))
     with open(path, "rb") as file:

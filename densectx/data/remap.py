@@ -153,7 +153,7 @@ class ClassMasks:
             if key == REST:
                 self._rest = target
                 continue
-            if isinstance(key, str) and key.lstrip("-").isdecimal():  # flags and JSON have only texts for keys
+            if isinstance(key, str) and key.removeprefix("-").isdecimal():  # flags and JSON have only texts for keys
                 key = int(key)
             if isinstance(key, str) and key not in names:
                 known = ", ".join([*names, REST])

@@ -164,7 +164,8 @@ class _TiffParts(_Parts):
         if page.dtype is None or page.dtype.kind not in "uif" or page.photometric not in (0, 1, 2) or depth != 1:
             raise DataError(f"{path}: a TIFF of {page.dtype}, {page.photometric!r}; expected gray, RGB or N channels.")
         orientation = page.tags.get(274)
-        if page.extrasamples or (orientation is not None and int(orientation.value) != 1):
+        transparent = any(int(kind) in (1, 2) for kind in page.extrasamples)  # TIFF 6.0: alpha; others are channels
+        if transparent or (orientation is not None and int(orientation.value) != 1):
             raise DataError(f"{path}: is transparent or turned; by windows only upright, opaque pictures are read.")
         size, offsets, counts = path.stat().st_size, page.dataoffsets, page.databytecounts
         if len(offsets) < prod(page.chunked) or any(o + c > size for o, c in zip(offsets, counts, strict=True)):

@@ -149,7 +149,11 @@ def check_inside(root: Path, names: Iterable[str]) -> None:
         if not straight:
             raise _link_on_the_way(target)
         checked.add(target.parent)
-        if target.is_symlink():
+        try:
+            link = target.is_symlink()
+        except OSError:  # a name that is too long, which is told where it is written
+            link = False
+        if link:
             raise ConfigError(f"{target}: is a link; remove it or choose another -o.")
 
 

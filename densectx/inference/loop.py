@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ class _Made:
             raise ConfigError("no input: the list on stdin is empty.")
         by_windows = suffixes(predictor, raw=request.raw)
         jobs = plan(found.images, lambda path: by_windows if needs_windows(path) else self.writers[reading.real(path)])
+        jobs = _nameable(self.out, jobs, found)
         _check(self.out, jobs)
         return found, jobs, {} if request.overwrite else _skipped(self.out, jobs, self.record)
 
@@ -232,6 +234,28 @@ def _writers(predictor: Predictor, *, raw: bool, real: bool) -> dict[str, dict[s
         if not found[key]:
             raise ConfigError(f"task {key!r} answers with {tuple(shape)} numbers, no picture; --raw writes them.")
     return found
+
+
+def _nameable(out: Path, jobs: Sequence[Job], found: Found) -> list[Job]:
+    """The jobs whose outputs the file system has names for; the others are failures before anything is written."""
+    place = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    kept = []
+    for job in jobs:
+        parts = {part for name in job.outputs.values() for part in name.split("/")}
+        if any(_too_long(place / part) for part in parts):
+            told = f"{job.path}: the name of its output is too long for the file system; rename it."
+            found.failures.append((str(job.path), told))
+        else:
+            kept.append(job)
+    return kept
+
+
+def _too_long(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def _check(out: Path, jobs: Sequence[Job]) -> None:

@@ -82,7 +82,10 @@ def bytes_per_pixel(run: Callable[[Tensor], Any], channels: int, device: torch.d
 
 def free_bytes(device: torch.device) -> int:
     """Memory that can be had now: of the device, else :func:`densectx.memory.free_memory`."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    if device.type != "cuda":
+        return free_memory()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # of passes before, for the next
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def out_of_memory(error: BaseException) -> bool:

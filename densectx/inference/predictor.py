@@ -67,6 +67,10 @@ class Predictor:
         self.device, self.precision = device, precision
         self.model.eval()
         self.tiling = Tiling(self.model, self.tasks, tile, self._whole, say)
+        if precision == "bf16" and self.tiling.setting.mode == "paper":
+            raise ConfigError(
+                "--precision bf16: published tiles are taken in float32; leave it out or take --tile whole."
+            )
         by_views: dict[tuple[View, ...], list[str]] = {}
         for key in self.tasks if tta else ():
             by_views.setdefault(views_of(model.task(key), key), []).append(key)

@@ -91,7 +91,7 @@ class Tiling:
         A batch (B, C, H, W) goes through the model together where its pictures are taken as a whole.
         """
         height, width = image.shape[-2:]
-        plan = self.plan(height, width)
+        plan = self.plan(height, width, images=image.shape[0] if image.ndim == 4 else 1)
         if image.ndim == 4 and (plan.mode == "paper" or plan.windows > 1):
             return self._each(image, options)
         if plan.mode == "paper":
@@ -148,7 +148,7 @@ class Tiling:
             self._tell(f"{key}: neighbouring windows differ by up to {seam:.3g} where both see the picture.")
         return seams
 
-    def plan(self, height: int, width: int, *, whole: bool = True) -> Plan:
+    def plan(self, height: int, width: int, *, whole: bool = True, images: int = 1) -> Plan:
         """The windows for a size.
 
         Exact windows are worth their work where they keep about half of each side, that is, 4 times the pixels of the
@@ -159,6 +159,7 @@ class Tiling:
             height: of the picture.
             width: of the picture.
             whole: whether it may be taken as a whole where its pass fits into memory.
+            images: of this size, which go through the model together where they are taken as a whole.
 
         Raises:
             MemoryLimitError: ``exact`` was asked for and its windows do not fit into memory.
@@ -169,7 +170,8 @@ class Tiling:
             return Plan(mode, one.rows, one.columns)
         if mode == "blend" and side is not None:
             return one if max(height, width) <= side else plan_blend(height, width, side, self.step)
-        if mode is None and whole and (height * width <= _SMALL or self._bytes * height * width <= self._room()):
+        pixels = images * height * width
+        if mode is None and whole and (pixels <= _SMALL or self._bytes * pixels <= self._room()):
             return one
         core = None if self.halo is None else side or self._core(height, width, _MOST if whole else _STREAMED)
         if self.halo is not None and core is not None:
@@ -205,7 +207,7 @@ class Tiling:
             return [answers[key] for key in self.tasks]
 
         # a gray model on colours enlarges chroma bicubically: three channels show that too
-        shape = (1, 3 if channels == 1 else channels, self.model.stride, self.model.stride)
+        shape = (1, 3 if channels == 1 else channels, self.step, self.step)
         return geometry(self.model, shape, run).outputs
 
     def _why(self) -> str:
@@ -214,9 +216,10 @@ class Tiling:
 
     @cached_property
     def _bytes(self) -> float:
-        """Of memory, for each pixel of a pass."""
+        """Of memory, for each pixel of a pass; a gray model takes the three channels of a colour picture at once."""
         numbers = {f"{key}.{name}": 1.0 for key in self.tasks for name in self.model.task(key).options}
-        return bytes_per_pixel(lambda image: self._run(image, numbers), self.channels, self.device)
+        channels = 3 if self.channels == 1 else self.channels
+        return bytes_per_pixel(lambda image: self._run(image, numbers), channels, self.device)
 
     def _room(self) -> float:
         return _SHARE * free_bytes(self.device)

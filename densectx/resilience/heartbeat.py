@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,8 @@ class Heartbeat:
         self.folder, self.interval = folder / FOLDER, interval
         self.folder.mkdir(exist_ok=True)
         self.path = self.folder / f"rank-{rank}"
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._lock = threading.Lock()  # what is closed may be another file's number the next moment
+        self._file: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._said: dict[str, Any] = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname(), "beat": 0}
         self._said["interval"] = interval
 
@@ -36,7 +38,9 @@ class Heartbeat:
         """Write: the step, what the rank does in it, and e.g. how it ends."""
         self._said |= {"step": step, "at": at, "time": time.time(), "beat": self._said["beat"] + 1, **more}
         text = json.dumps(self._said).encode().ljust(1024)
-        os.pwrite(self._file, text, 0)
+        with self._lock:
+            if self._file is not None:
+                os.pwrite(self._file, text, 0)
 
     def others(self) -> dict[int, dict[str, Any]]:
         """What the other ranks last wrote."""
@@ -52,7 +56,10 @@ class Heartbeat:
 
     def close(self, *, remove: bool) -> None:
         """End, with or without the file."""
-        os.close(self._file)
+        with self._lock:
+            file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
         if remove:
             self.path.unlink(missing_ok=True)
 

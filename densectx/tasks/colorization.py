@@ -83,6 +83,7 @@ class Colorization(Task, Counting):
             if loss is not None:
                 raise ConfigError("colorization: target bins has its own loss; leave loss out, or take regression.")
             self.chroma = Bins(**given)  # type: ignore[arg-type]  # numbers of the right kind by name
+            self.period = self.chroma.stride  # cells begin at the upper left pixel
             # it is what a criterion is, with another target than the losses of a config can take
             self.criterion = ChromaCrossEntropy(known, 0.5 if rebalance is None else rebalance)  # type: ignore[assignment]
         else:

@@ -90,10 +90,14 @@ class Denoising(Task, Counting):
         self.image_channels, self.cutblur = info.channels, restoring.chance("denoising: cutblur", cutblur)
         if conditioned and poisson:
             self.options = {"sigma": None, "gain": None}
-            self.estimators = {"sigma": lambda x: signal_noise(x)[1] * 255, "gain": lambda x: signal_noise(x)[0]}
+            # no more than an image can have: a checkerboard looks like noise beyond that
+            self.estimators = {
+                "sigma": lambda x: (signal_noise(x)[1] * 255).clamp(max=255),
+                "gain": lambda x: signal_noise(x)[0].clamp(max=1),
+            }
         elif conditioned:
             self.options = {"sigma": None}
-            self.estimators = {"sigma": lambda x: noise_level(x) * 255}
+            self.estimators = {"sigma": lambda x: (noise_level(x) * 255).clamp(max=255)}
         level = f"sigma {self.test_sigma:g}" + (f", gain {self.test_gain:g}" if poisson else "")
         self.convention = (
             f"{level} not clipped, 8-bit {restoring.colours(info.channels)}, whole image, per image, peak 255"
