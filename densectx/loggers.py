@@ -55,7 +55,9 @@ class MetricsFile(Logger):
         step = step or 0
         opened = self.rows is None
         if self.rows is None:
-            self.rows = self._read(step)
+            # a run that was left in a validation begins with it: the step that it belongs to is not done again
+            repeated = any(name.startswith("val/") for name in metrics)
+            self.rows = self._read(step + repeated)
         fresh = [name for name in metrics if name not in self.columns and name != "step"]
         self.columns += fresh
         last = next(reversed(self.rows), None)
@@ -91,8 +93,7 @@ class MetricsFile(Logger):
         if len(found) < len(lines) - 1 or not text.endswith("\n"):
             warn(f"{self.path}: damaged rows are left out: the process that wrote them ended in the middle.")
         self.columns = list(reader.fieldnames or self.columns)
-        # the row before, if it is the same step: a validation comes after the step that it belongs to
-        return {int(row["step"]): row for row in found if int(row["step"]) <= before}
+        return {int(row["step"]): row for row in found if int(row["step"]) < before}
 
     def _write(self) -> None:
         temporary = self.path.with_name(f"{self.path.name}.tmp")

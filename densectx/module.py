@@ -97,7 +97,9 @@ class DenseModule(pl.LightningModule):
         self._terms = self._normaliser.terms
         self._accumulation = Accumulation(self._normaliser, self._prepare)
         self._recent: dict[str, float] = {}  # losses that were not logged yet: what nobody looks at costs time
-        self._idle: set[str] = set(model.tasks)  # tasks without labels on any rank since the last optimizer step
+        self._idle: set[str] = set(
+            model.tasks
+        )  # tasks without weight, or labels on any rank, since the last optimizer step
         self.schedules_anew = False  # True: a run goes on with other options of its optimizer or schedule
         self.refuses_not_finite = True  # False: the finite guard decides at the optimizer step
         self.not_finite: list[str] = []  # terms of the last loss
@@ -133,7 +135,7 @@ class DenseModule(pl.LightningModule):
             scale = self._scale() if self.balancer.measures else 1.0
             loss, numbers = self.balancer(found.shares, found.values, found.regular, log=self._logs, scale=scale)
             loss = loss + self._touch(set(terms))
-        self._idle -= found.values.keys()
+        self._idle -= {key for key in found.values if self.balancer.weights[key] > 0}
         self._recent |= found.values
         if self._trainer is not None and (self._logs or not self.trainer.loggers or self.trainer.progress_bar_callback):
             self.log_dict({f"train/{key}/loss": v for key, v in self._recent.items()}, prog_bar=True, batch_size=1)
@@ -142,7 +144,7 @@ class DenseModule(pl.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Parts of tasks that no rank had labels for do not move: no momentum, no weight decay."""
+        """Parts of tasks that no rank had labels for, or of weight 0, do not move: no momentum, no weight decay."""
         for users, parameters in self._parts:
             if users <= self._idle:
                 for parameter in parameters:

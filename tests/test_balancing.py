@@ -400,6 +400,21 @@ def test_watching_changes_no_gradient():
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
 
 
+@pytest.mark.parametrize("balancing", ["fixed", "uncertainty", "mgda"])
+def test_a_task_of_weight_0_does_not_move(balancing):
+    module = module_of(balancing, {**TASKS, "denoising": {**TASKS["denoising"], "weight": 0}})
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.5)
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    for seed in range(3):
+        optimizer.zero_grad()
+        module.training_step(batch(seed=seed), 0).backward()
+        module.on_before_optimizer_step(optimizer)
+        optimizer.step()
+    moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert not {name for name in moved if "denoising" in name}
+    assert moved == {name for name in before if "denoising" not in name}
+
+
 def test_a_loss_that_is_not_finite_teaches_no_method(monkeypatch):
     module = module_of({"name": "famo"})
     module.refuses_not_finite = False

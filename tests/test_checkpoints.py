@@ -494,12 +494,12 @@ def test_the_half_row_of_a_process_that_was_killed_is_left_out(tmp_path, capsys,
 
 def test_a_validation_that_is_done_again_leaves_the_losses_of_its_step(tmp_path, capsys):
     log = MetricsFile(tmp_path / "metrics.csv")
-    for values, step in (({"loss": 0.5}, 8), ({"loss": 0.4}, 9), ({"val": 1}, 9), ({"loss": 0.3}, 10)):
+    for values, step in (({"loss": 0.5}, 8), ({"loss": 0.4}, 9), ({"val/a": 1}, 9), ({"loss": 0.3}, 10)):
         log.log_metrics(values, step)
     again = MetricsFile(tmp_path / "metrics.csv")
-    again.log_metrics({"val": 2}, 9)  # a run that was left in its validation goes on with it
+    again.log_metrics({"val/a": 2}, 9)  # a run that was left in its validation goes on with it
     again.log_metrics({"loss": 0.2}, 10)
-    rows = [(row["step"], row["loss"], row["val"]) for row in csv.DictReader((tmp_path / "metrics.csv").open())]
+    rows = [(row["step"], row["loss"], row["val/a"]) for row in csv.DictReader((tmp_path / "metrics.csv").open())]
     assert rows == [("8", "0.5", ""), ("9", "0.4", "2"), ("10", "0.2", "")]
     assert not capsys.readouterr().err
 

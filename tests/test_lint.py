@@ -255,7 +255,7 @@ def test_ids_that_begin_at_1(tree, lint):
     assert status == 3
     assert kinds(report).count("ids") == 2
     assert "4 masks hold ids that are no classes" in problems[0][2]
-    assert "(0: ignore, 1: 'sky', ...)" in problems[0][2]
+    assert '("0": ignore, "1": sky, ...)' in problems[0][2]
 
 
 def test_masks_of_0_and_255(tree, lint):

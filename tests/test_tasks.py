@@ -145,7 +145,7 @@ def test_zeroed_trunk_leaves_only_the_heads_own_path():
         ({"name": "denoising", "sigma": [30, 10]}, "sigma"),
         ({"name": "denoising", "sigma": -1}, "sigma"),
         ({"name": "denoising", "sigma": [0, 50], "head": "linear"}, "or set blind"),
-        ({"name": "denoising", "weight": -1}, "negative"),
+        ({"name": "denoising", "weight": -1}, "weight -1 is not a number from 0 up"),
         ({"name": "denoising", "sigm": 1}, "did you mean 'sigma'"),
         ({"name": "denosing"}, "did you mean 'denoising'"),
         ({"name": "denoising", "source": "x"}, "unknown source 'x'"),

@@ -107,8 +107,9 @@ class Balancer:
                 if key in weighted:
                     weighted[key] = weighted[key] * (factor.to(weighted[key]) if learned else factor)
         parts = list(weighted.values())
-        if isinstance(self.method, Learned) and shares:
-            parts.append(self.method.regulariser(shares))
+        held = {key: share for key, share in shares.items() if self.weights[key] > 0}
+        if isinstance(self.method, Learned) and held:
+            parts.append(self.method.regulariser(held))
         loss = torch.stack(parts).sum() if parts else torch.zeros((), device=next(self.model.parameters()).device)
         return loss, self._numbers(tasks, gram, found.tolist()) if gram is not None and log else {}
 
