@@ -134,7 +134,8 @@ def peers(result: Mapping[str, Any]) -> list[str]:
         for name, net in result["nets"].items()
     ]
     note = (
-        f"{result['minutes']:g} minutes of training each from random weights; the encoder of the peers is a"
+        f"{result['minutes']:g} minutes of training each from random weights by {result['config']} as it was at commit"
+        f" {result['commit'][:7]}, whose network is the one of the row `densectx`; the encoder of the peers is a"
         f" {result['encoder']}. One run of each (seed {result['seed']}), mean IoU of its last weights on the 62 frames"
         f" of 0001TP. Multiply-adds and time are those of an answer ({result['inference']['what']}); `times` is how"
         " often the first row's fits into it."

@@ -305,6 +305,7 @@ def test_peers_stand_beside_ours(tools, tmp_path):
     arm = {"median_s": 0.02, "macs": 6_423_352_320}
     result = {
         "command": "python benchmarks/peers.py WORK",
+        "config": "configs/recipes/some.yaml",
         "commit": "0123456789",
         "smp": "1",
         "seed": 0,
@@ -321,6 +322,7 @@ def test_peers_stand_beside_ours(tools, tmp_path):
     assert "| `densectx` | **44.06** | 100 | 1782 K | 6.4 | 20.0 | 1.00 |" in text
     assert "| `Unet` | **50.00** | 100 | 1782 K | 6.4 | 50.0 | 2.50 |" in text
     assert text.count("python benchmarks/peers.py WORK") == 1
+    assert "configs/recipes/some.yaml as it was at commit 0123456" in " ".join(text.split())
 
 
 def test_the_committed_page_is_that_of_the_committed_files(tools, tmp_path):
