@@ -41,7 +41,8 @@ of speed. The data are for research use; no picture of them is in this repositor
 def write_readme(results: Path = RESULTS, targets: Path = TARGETS, readme: Path = README) -> None:
     """Write the page."""
     found, others = _read(results)
-    others.pop("peers", None)  # has its own table
+    beside = sorted(name for name in others if name.startswith("peers"))  # these have their own tables
+    others = {name: command for name, command in others.items() if name not in beside}
     page, named = [INTRO], set()
     for table in _tables(targets):
         rows = [shared(row, found) if "share" in row else compared(row, found) for row in table["rows"]]
@@ -54,8 +55,10 @@ def write_readme(results: Path = RESULTS, targets: Path = TARGETS, readme: Path 
             "",
             *commands(names, found),
         ]
-    if (file := results / "peers.json").is_file():
-        page += peers(json.loads(file.read_text(encoding="utf-8")))
+    if beside:
+        page.append("## Beside networks of segmentation-models-pytorch\n")
+    for name in beside:
+        page += peers(json.loads((results / f"{name}.json").read_text(encoding="utf-8")))
     if rest := [name for name in found if name not in named]:
         page += ["## Everything else that was measured\n", *lines(HEAD, [compared({"result": n}, found) for n in rest])]
         page += ["", *commands(rest, found)]
@@ -143,7 +146,6 @@ def peers(result: Mapping[str, Any]) -> list[str]:
     head = ("network", "miou", "steps", "parameters", "GMAC", "ms", "times")
     told = f"(commit {result['commit'][:7]}, {machine['processor']}, {machine['threads']} threads, smp {result['smp']})"
     return [
-        "## Beside networks of segmentation-models-pytorch\n",
         f"{fill(note, 120)}\n",
         *lines(head, rows),
         f"\n`{result['command']}` {told}\n",
