@@ -97,9 +97,7 @@ class DenseModule(pl.LightningModule):
         self._terms = self._normaliser.terms
         self._accumulation = Accumulation(self._normaliser, self._prepare)
         self._recent: dict[str, float] = {}  # losses that were not logged yet: what nobody looks at costs time
-        self._idle: set[str] = set(
-            model.tasks
-        )  # tasks without weight, or labels on any rank, since the last optimizer step
+        self._idle: set[str] = set(model.tasks)  # without weight, or labels on any rank, since the last optimizer step
         self.schedules_anew = False  # True: a run goes on with other options of its optimizer or schedule
         self.refuses_not_finite = True  # False: the finite guard decides at the optimizer step
         self.not_finite: list[str] = []  # terms of the last loss
@@ -132,8 +130,7 @@ class DenseModule(pl.LightningModule):
             terms = {key: self.model.task(key).loss(full(y), prepared.targets[key]) for key, y in outputs.items()}
             found = self._normaliser(terms, self.device, window, index)
             self._refuse_not_finite(found.totals, batch)
-            scale = self._scale() if self.balancer.measures else 1.0
-            loss, numbers = self.balancer(found.shares, found.values, found.regular, log=self._logs, scale=scale)
+            loss, numbers = self.balancer(found.shares, found.values, found.regular, log=self._logs, scale=self._scale)
             loss = loss + self._touch(set(terms))
         self._idle -= {key for key in found.values if self.balancer.weights[key] > 0}
         self._recent |= found.values

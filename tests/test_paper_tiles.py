@@ -109,6 +109,8 @@ def test_what_is_read_in_parts_has_no_published_tiles(tmp_path, capsys, monkeypa
         assert [entry["status"] for entry in entries] == ["failed", "done"]
         assert "--tile exact" in entries[0]["error"]
         assert not list(out.rglob("large*"))
+    assert main([*arguments, "-o", str(tmp_path / "half"), "--tile", "paper", "--precision", "bf16"]) == 2
+    assert "published tiles are taken in float32" in capsys.readouterr().err
     out = tmp_path / "exact"
     assert main([*arguments, "-o", str(out), "--tile", "exact", "--raw"]) == 0
     expected = model.predict(torch.from_numpy(values).permute(2, 0, 1))["segmentation"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import final
 
@@ -75,7 +75,7 @@ class Balancer:
         shares: Mapping[str, float],
         *,
         log: bool,
-        scale: float = 1.0,
+        scale: Callable[[], float] = lambda: 1.0,
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch, and what is to be logged.
 
@@ -84,7 +84,7 @@ class Balancer:
             values: loss of the global batch, of every task that any rank has labels for.
             shares: see :meth:`Learned.regulariser`.
             log: whether this step is logged.
-            scale: that of the gradient scaler, where there is one.
+            scale: gives that of the gradient scaler, where there is one; asked for where gradients are measured.
 
         Returns:
             A scalar, and ``balance/...`` numbers, empty unless gradients were measured at a step to log.
@@ -93,7 +93,7 @@ class Balancer:
         tasks = tuple(key for key in self.model.tasks if key in values and self.weights[key] > 0)
         gram = None
         if tasks and (self.method.needs == "gram" or (self.watch and log)):
-            gram = self._gram(weighted, tasks, scale)
+            gram = self._gram(weighted, tasks, scale())
         known = torch.tensor([self.weights[key] * values[key] for key in tasks], dtype=torch.float64)
         found = torch.ones_like(known)
         if tasks and known.isfinite().all() and (gram is None or gram.isfinite().all()):

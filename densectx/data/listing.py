@@ -225,19 +225,17 @@ def stems(path: Path, known: Collection[str], suffix: str = "") -> list[tuple[in
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the list of images cannot be read: {error}.") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if names := [_stem(text, known, suffix) for text in _names(line)]:
-            found.append((number, next((name for name in names if name in known), names[-1])))
-    return found
+    return [(number, _named(line, known, suffix)) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _names(line: str) -> list[str]:
-    """What a line may name, the likely first and its first column last, where it is not the likely one."""
-    whole, (first, *others) = line.strip(), line.split() or [""]
-    if not others or "/" in whole[len(first) :]:
-        return [first] if first else []
-    return [first] if _is_file(first) else [whole, first] if _is_file(whole) else [first, whole, first]
+def _named(line: str, known: Collection[str], suffix: str) -> str:
+    """The stem that a line names; that of its first column where no image is called so."""
+    whole, first = line.strip(), line.split()[0]
+    names = [first]
+    if "/" not in whole[len(first) :]:  # else the second column is another path
+        names = [whole, first] if _is_file(whole) and not _is_file(first) else [first, whole]
+    stems = (_stem(name, known, suffix) for name in names)
+    return next((stem for stem in stems if stem in known), _stem(first, known, suffix))
 
 
 def _is_file(name: str) -> bool:

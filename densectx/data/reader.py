@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from tifffile import TiffFile
 from torch import Tensor
 
-from densectx.data.arrays import Stored, kind_of, read_stored
+from densectx.data.arrays import Stored, kind_of, mapped, read_stored
 from densectx.data.blob import Source, StrPath, stream
 from densectx.data.pillow import picture
 from densectx.errors import ConfigError, DataError
@@ -107,7 +106,7 @@ def is_real(path: StrPath) -> bool:
     """
     kind = kind_of(path)
     try:
-        return kind.startswith("float") or (kind == "npy" and np.load(Path(path), mmap_mode="r").dtype.kind == "f")
+        return kind.startswith("float") or (kind == "npy" and mapped(path).dtype.kind == "f")
     except Exception:  # NumPy parses the header as Python and raises many kinds; told by whoever reads it
         return False
 
@@ -121,8 +120,8 @@ def is_deep(path: StrPath) -> bool:
     kind = kind_of(path)
     if kind == "npy":
         try:
-            return bool(np.load(Path(path), mmap_mode="r").dtype.itemsize > 1)
-        except Exception as error:  # as above
+            return mapped(path).dtype.itemsize > 1
+        except Exception as error:  # as in is_real: of many kinds
             raise DataError(f"{path}: not a readable array: {error}.") from error
     if kind != "other":
         return not kind.startswith(("uint8", "int8", "bool"))

@@ -36,8 +36,9 @@ class Place:
     """
 
     def __init__(self, root: Path, name: str) -> None:
-        check_inside(root, [name])
         self.target = root / name
+        with self._errors():
+            check_inside(root, [name])
         self.part = f".{hashlib.sha1(os.fsencode(self.target.name), usedforsecurity=False).hexdigest()[:16]}.part"
         self._folder: int | None = None
         self._settled = False
@@ -149,11 +150,7 @@ def check_inside(root: Path, names: Iterable[str]) -> None:
         if not straight:
             raise _link_on_the_way(target)
         checked.add(target.parent)
-        try:
-            link = target.is_symlink()
-        except OSError:  # a name that is too long, which is told where it is written
-            link = False
-        if link:
+        if target.is_symlink():
             raise ConfigError(f"{target}: is a link; remove it or choose another -o.")
 
 
