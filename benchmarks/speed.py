@@ -10,6 +10,7 @@ Sections, all by default, each saved as soon as it is done:
   where the share is low, a profile;
 - ``sharing``: several tasks from one trunk against a model each: time, multiply-adds, memory;
 - ``restoration``: denoiser and x2 network against DnCNN and VDSR, for each megapixel;
+- ``optimizers``: an update by AdaMuon beside timm's, AdamW's and the passes before it;
 - ``loader``: decoding alone, the step, and what of the step is waiting (pictures of DENSECTX_DATA where it is set);
 - ``growth``: with pixels, tasks and ranks;
 - ``startup``: import, ``--help``, ``list`` and the first training step in fresh processes, against smp and timm.

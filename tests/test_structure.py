@@ -42,6 +42,7 @@ TRAINING = {
     "feature_cache",
     "surround",
     "runs",
+    "optimizers",
     "schedules",
     "building",
     "classpaths",

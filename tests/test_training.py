@@ -118,6 +118,7 @@ def test_an_average_that_comes_too_late_is_told(decay, steps, said):
         ["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=3"],
         ["--trainer.callbacks", EMA],
         ["--model.optimizer", "{class_path: timm.optim.Muon, init_args: {lr: 0.01}}"],
+        ["--model.optimizer", "{class_path: densectx.optimizers.AdaMuon, init_args: {lr: 0.01}}"],
     ],
 )
 def test_resumed_run_ends_with_the_same_weights(fit, more):

@@ -10,6 +10,7 @@ TITLES = {
     "arithmetic": "Share of the processor's arithmetic",
     "sharing": "Several tasks from one trunk",
     "restoration": "Denoiser and x2 network",
+    "optimizers": "Updates",
     "loader": "Loader",
     "growth": "Growth",
     "startup": "Start",
