@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +24,24 @@ def native_precision(accelerator: str = "auto") -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     return "bf16-mixed" if accelerator in ("auto", "cpu") and cpu_flags() & _FLAGS else "32-true"
+
+
+def emulated(config: Mapping[str, Any], accelerator: str) -> str:
+    """A warning where an optimizer computes in bfloat16, for which the device has no instructions; empty if not.
+
+    Args:
+        config: of a run.
+        accelerator: type of the device, see :func:`native_precision`; nothing is said of others than CPU and CUDA.
+    """
+    optimizer = (config.get("model") or {}).get("optimizer")
+    name = optimizer.get("class_path") if isinstance(optimizer, Mapping) else optimizer
+    known = accelerator == "cuda" or (accelerator == "cpu" and bool(cpu_flags()))
+    if not (known and str(name).endswith(".Muon")) or native_precision(accelerator) == "bf16-mixed":
+        return ""
+    return (
+        f"model.optimizer: {name} computes in bfloat16, which is emulated here: an update can take longer than forward"
+        " and backward. densectx.optimizers.AdaMuon computes in float32."
+    )
 
 
 def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:

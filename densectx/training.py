@@ -30,7 +30,7 @@ from densectx.data.module import DATA_KEYS, DataModule
 from densectx.distributions import how_to_install
 from densectx.errors import ConfigError, DataError, DensectxError, PluginError, StorageError
 from densectx.module import DenseModule
-from densectx.precision import native_precision
+from densectx.precision import emulated, native_precision
 from densectx.registry import allow_import
 from densectx.report.build import write_report
 from densectx.report.environment import record
@@ -111,8 +111,9 @@ def main(command: str, argv: Sequence[str]) -> int:
                 (folder / MARK).unlink(missing_ok=True)
                 record(folder, trainer.strategy.root_device, trainer.world_size)
             rank_zero_info(f"Run folder: {folder}")
-            if said := lag(config):
-                rank_zero_info(said)
+            for said in (lag(config), emulated(config, trainer.strategy.root_device.type)):
+                if said:
+                    rank_zero_info(said)
             # what is logged is summed over ranks already
             warnings.filterwarnings("ignore", "It is recommended to use `self.log")
             expect_ranks(trainer)

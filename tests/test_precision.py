@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from densectx.precision import cpu_flags, native_precision
+from densectx.precision import cpu_flags, emulated, native_precision
 
 INTEL = "processor : 0\nmodel name : bf16 in name only\nflags\t\t: fpu avx2 avx512f {}\n\nprocessor : 1\n"
 ARM = "processor : 0\nFeatures\t: fp asimd {}\n"
@@ -36,3 +36,20 @@ def test_without_such_a_file_it_is_float32(tmp_path):
 def test_this_machine():
     assert native_precision() == native_precision("cpu")
     assert native_precision("tpu") == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("flags", "optimizer", "accelerator", "told"),
+    [
+        ({"avx2"}, {"class_path": "timm.optim.Muon"}, "cpu", True),
+        ({"avx2"}, "torch.optim.Muon", "cpu", True),
+        ({"avx2", "avx512_bf16"}, {"class_path": "timm.optim.Muon"}, "cpu", False),
+        (set(), {"class_path": "timm.optim.Muon"}, "cpu", False),  # a CPU that does not say
+        ({"avx2"}, {"class_path": "timm.optim.Muon"}, "mps", False),
+        ({"avx2"}, {"class_path": "densectx.optimizers.AdaMuon"}, "cpu", False),
+        ({"avx2"}, None, "cpu", False),
+    ],
+)
+def test_an_optimizer_that_computes_in_emulated_bfloat16_is_told(monkeypatch, flags, optimizer, accelerator, told):
+    monkeypatch.setattr("densectx.precision.cpu_flags", lambda: flags)
+    assert ("is emulated here" in emulated({"model": {"optimizer": optimizer}}, accelerator)) == told
