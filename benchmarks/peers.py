@@ -9,9 +9,8 @@ random weights, one after the other on an otherwise quiet machine. That recipe w
 frames; of the peers only the learning rate is. Ours keeps the first three stages of a ResNet-18, theirs have all four
 of their encoder:
 
-1. one minute tells how many steps fit into the time, so that every learning rate reaches zero at the end of it;
-2. runs of a quarter of the time choose the learning rate on the 62 frames of 0001TP, if there are several;
-3. the run itself; it is evaluated afterwards.
+1. runs of a quarter of the time choose the learning rate on the 62 frames of 0001TP, if there are several;
+2. the run itself, whose learning rate reaches zero at the end of the time; it is evaluated afterwards.
 
 The time of an answer is measured in turns, all networks in one process. Writes ``benchmarks/results/NAME.json``. The
 second form is ``densectx fit`` that knows the peers as backbones.
@@ -139,28 +138,26 @@ def flags(net: str, encoder: str) -> list[str]:
 def trained(given: argparse.Namespace, net: str, own: list[str]) -> dict[str, Any]:
     """The runs of a network, see above."""
 
-    def run(name: str, minutes: float, steps: int, lr: float) -> dict[str, Any]:
+    def run(name: str, minutes: float, lr: float) -> dict[str, Any]:
         words = [*own, "--model.optimizer.init_args.lr", str(lr)]
         digest = hashlib.sha256(shlex.join([str(minutes), *words]).encode()).hexdigest()[:8]
-        return fit(given.work, f"{net}-{name}-{digest}", minutes, steps, words)
+        return fit(given.work, f"{net}-{name}-{digest}", minutes, words)
 
-    in_a_minute = run("pace", 1, 100_000, given.lrs[0])["steps"]
     tries: dict[float, dict[str, Any]] = {}
     if len(given.lrs) > 1:
         quarter = given.minutes / 4
-        tries = {lr: run(f"lr-{lr}", quarter, int(in_a_minute * quarter), lr) for lr in given.lrs}
+        tries = {lr: run(f"lr-{lr}", quarter, lr) for lr in given.lrs}
     lr = max(tries, key=lambda rate: float(tries[rate]["miou"]), default=given.lrs[0])
-    final_run = run(f"{given.minutes:g}-minutes", given.minutes, int(in_a_minute * given.minutes), lr)
-    return {"steps_in_a_minute": in_a_minute, "tries": tries, "lr": lr, **final_run}
+    return {"tries": tries, "lr": lr, **run(f"{given.minutes:g}-minutes", given.minutes, lr)}
 
 
-def fit(work: Path, name: str, minutes: float, steps: int, own: list[str]) -> dict[str, Any]:
+def fit(work: Path, name: str, minutes: float, own: list[str]) -> dict[str, Any]:
     """Run ``densectx fit`` for so long unless it has been run; what it reached."""
     folder = work / name
     if not any(folder.glob("*/done")):
         seconds = round(60 * minutes)
         command = [sys.executable, __file__, "fit", "-c", CONFIG, "--trainer.default_root_dir", str(work)]
-        command += ["--name", name, "--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0"]
+        command += ["--name", name, "--trainer.limit_val_batches", "0"]
         command += ["--trainer.max_time", f"00:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"]
         command += ["--trainer.enable_progress_bar", "false", "--no-report", *own]
         environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}

@@ -10,6 +10,7 @@ from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,6 +26,7 @@ from densectx.nn.precision import full
 from densectx.normalising import Normaliser
 from densectx.optimizing import MakeOptimizer, MakeScheduler, by_pattern, make_optimizer, make_scheduler
 from densectx.rng import generator, seed_of
+from densectx.schedules import Warmup
 from densectx.surround import surround_of, with_surround
 from densectx.tasks.base import Target, Task
 from densectx.types import Batch, Spec
@@ -107,6 +109,9 @@ class DenseModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """No validation may lie inside an accumulation window; the config's rates after a resume that changes them."""
         check_validation(self.trainer)
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, Warmup) and schedule.timed:
+            self._time_gone()  # refuses a run without a limit
         if self.schedules_anew:
             self._schedule_anew()
 
@@ -156,6 +161,21 @@ class DenseModule(pl.LightningModule):
         scheduler = make_scheduler(self.make_scheduler, optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Tell a schedule by time how much of it is gone, the same on all ranks."""
+        if isinstance(scheduler, Warmup) and scheduler.timed:
+            scheduler.time_gone = self._time_gone()
+        super().lr_scheduler_step(scheduler, metric)
+
+    def _time_gone(self) -> float:
+        """The part of ``trainer.max_time`` that is gone, by the clock of the first rank."""
+        callbacks: list[pl.Callback] = getattr(self.trainer, "callbacks", [])
+        for timer in callbacks:
+            if isinstance(timer, Timer) and (left := timer.time_remaining()) is not None:
+                gone = timer.time_elapsed()
+                return self.trainer.strategy.broadcast(min(1.0, gone / max(gone + left, 1e-9)))
+        raise ConfigError("timed: true needs trainer.max_time.", "model.lr_scheduler")
+
     def _optimizer(self) -> Optimizer:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         named += [(f"balancing.{name}", p) for name, p in self.balancing.named_parameters()]
@@ -172,6 +192,8 @@ class DenseModule(pl.LightningModule):
         if isinstance(schedule, LRScheduler):
             assert self.make_scheduler is not None
             anew = make_scheduler(self.make_scheduler, fresh)
+            if isinstance(anew, Warmup) and anew.timed:
+                anew.time_gone = self._time_gone()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
                 for _ in range(self.global_step):

@@ -36,9 +36,9 @@ class AdaMuon(Optimizer):
     The momentum of a layer (out, in x height x width) is made orthogonal by five Newton-Schulz steps, divided by the
     root mean square of its elements over time, and scaled to a root mean square of 0.2 (equation 8), which lets it take
     AdamW's learning rates. It is ``timm.optim.Muon`` with ``algo: adamuon``, which computes those steps in bfloat16 and
-    on the whole matrix; here they are in float32, whatever the device, and on the small Gram matrix, which for 3x3
-    filters is 2 times fewer multiplications. Where a CPU or GPU has no bfloat16 instructions timm's steps take many
-    times as long as the rest of training.
+    on the whole matrix; here they are in float32, whatever the device, and on the small Gram matrix, about half of the
+    multiplications for 3x3 filters. Where a processor has no bfloat16 instructions timm's steps take many times as long
+    as the rest of training.
 
     Args:
         params: given by the trainer; of floating point, the state is of their dtype.

@@ -1,8 +1,10 @@
-"""Learning-rate schedules with warm-up, a step at a time; any scheduler of torch works as well."""
+"""Learning-rate schedules with warm-up, by steps or by time; any scheduler of torch works as well."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC
+from collections.abc import Callable
 from typing import final
 
 from torch.optim import Optimizer
@@ -11,63 +13,98 @@ from torch.optim.lr_scheduler import LambdaLR
 from densectx.errors import ConfigError
 
 
-@final
-class WarmupPoly(LambdaLR):
-    """Linear warm-up, then (1 - progress)^power (Chen et al. 2017).
+class Warmup(LambdaLR, ABC):
+    """Linear warm-up, then a fall with the part of the run that is gone: of its steps or its time, whichever is more.
 
-    Args:
-        optimizer: given by the trainer.
-        total_steps: optimizer steps until the rate is 0.
-        warmup_steps: steps of the linear rise.
-        power: 0.9 as usual, 0 or more.
-
-    Raises:
-        ConfigError: a rate that would rise without end or be negative.
+    Attributes:
+        timed: whether the time counts.
+        time_gone: the part of ``trainer.max_time`` that is gone, from 0 to 1; the training sets it, the same on all
+            ranks, where ``timed`` is set.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, power: float = 0.9) -> None:
-        _check(total_steps, warmup_steps)
-        if not 0 <= power < math.inf:
-            raise ConfigError(f"lr_scheduler: power {power} is not a number from 0 up.")
-        super().__init__(optimizer, lambda step: _rise(step, warmup_steps) * (1 - _gone(step, total_steps)) ** power)
-
-
-@final
-class WarmupCosine(LambdaLR):
-    """Linear warm-up, then half a cosine down to ``final`` of the rate (Loshchilov & Hutter 2017).
-
-    Args:
-        optimizer: given by the trainer.
-        total_steps: optimizer steps until the end.
-        warmup_steps: steps of the linear rise.
-        final: fraction of the rate at the end, in [0, 1].
-
-    Raises:
-        ConfigError: a rate that would be negative, or rise.
-    """
-
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> None:
-        _check(total_steps, warmup_steps)
-        if not 0 <= final <= 1:
-            raise ConfigError(f"lr_scheduler: final {final} is not a fraction in [0, 1].")
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None,
+        warmup_steps: int,
+        timed: bool,
+        fall: Callable[[float], float],
+    ) -> None:
+        if total_steps is None and not timed:
+            raise ConfigError(
+                "lr_scheduler: total_steps is missing; name them, or take timed: true and trainer.max_time."
+            )
+        if warmup_steps < 0 or (total_steps is not None and not max(1, warmup_steps) <= total_steps):
+            raise ConfigError(
+                f"lr_scheduler: total_steps {total_steps} and warmup_steps {warmup_steps}:"
+                " expected 0 <= warm-up <= total."
+            )
+        self.timed = timed
+        self.time_gone = 0.0
 
         def factor(step: int) -> float:
-            cosine = (1 + math.cos(math.pi * _gone(step, total_steps))) / 2
-            return _rise(step, warmup_steps) * (final + (1 - final) * cosine)
+            gone = max(self.time_gone, step / total_steps if total_steps else 0.0)
+            return min(1.0, (step + 1) / (warmup_steps + 1)) * fall(min(1.0, gone))
 
         super().__init__(optimizer, factor)
 
 
-def _check(total: int, warmup: int) -> None:
-    if total < 1 or not 0 <= warmup <= total:
-        raise ConfigError(
-            f"lr_scheduler: total_steps {total} and warmup_steps {warmup}: expected 0 <= warm-up <= total."
-        )
+@final
+class WarmupPoly(Warmup):
+    """Linear warm-up, then (1 - progress)^power (Chen et al. 2017).
+
+    Args:
+        optimizer: given by the trainer.
+        total_steps: optimizer steps until the rate is 0; may be left out with ``timed``.
+        warmup_steps: steps of the linear rise.
+        power: 0.9 as usual, 0 or more.
+        timed: the rate is 0 at the end of ``trainer.max_time`` too, however many steps that allows: a budget of time on
+            any machine (Li et al. 2020, "Budgeted Training"). Such a run cannot be repeated bit for bit.
+
+    Raises:
+        ConfigError: a rate that would rise without end or be negative; no ``total_steps`` and not ``timed``.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        warmup_steps: int = 0,
+        power: float = 0.9,
+        timed: bool = False,
+    ) -> None:
+        if not 0 <= power < math.inf:
+            raise ConfigError(f"lr_scheduler: power {power} is not a number from 0 up.")
+        super().__init__(optimizer, total_steps, warmup_steps, timed, lambda gone: (1 - gone) ** power)
 
 
-def _rise(step: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / (warmup + 1))
+@final
+class WarmupCosine(Warmup):
+    """Linear warm-up, then half a cosine down to ``final`` of the rate (Loshchilov & Hutter 2017).
 
+    Args:
+        optimizer: given by the trainer.
+        total_steps: optimizer steps until the end; may be left out with ``timed``.
+        warmup_steps: steps of the linear rise.
+        final: fraction of the rate at the end, in [0, 1].
+        timed: see :class:`WarmupPoly`.
 
-def _gone(step: int, total: int) -> float:
-    return min(1.0, step / total)
+    Raises:
+        ConfigError: a rate that would be negative, or rise; no ``total_steps`` and not ``timed``.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        warmup_steps: int = 0,
+        final: float = 0.0,
+        timed: bool = False,
+    ) -> None:
+        if not 0 <= final <= 1:
+            raise ConfigError(f"lr_scheduler: final {final} is not a fraction in [0, 1].")
+
+        def fall(gone: float) -> float:
+            return final + (1 - final) * (1 + math.cos(math.pi * gone)) / 2
+
+        super().__init__(optimizer, total_steps, warmup_steps, timed, fall)

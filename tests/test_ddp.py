@@ -255,3 +255,49 @@ def test_two_processes_train_like_one(tmp_path):
     assert any(first.values())
     for key, value in first.items():
         assert float(second[key]) == pytest.approx(float(value), rel=1e-3), key
+
+
+RATES = """
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+
+class Rates(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with (Path(__file__).parent / f"rates-{trainer.global_rank}.txt").open("a") as file:
+            file.write(f"{trainer.optimizers[0].param_groups[0]['lr']!r}\\n")
+"""
+
+
+def test_ranks_share_the_clock_of_a_timed_schedule(tmp_path):
+    """Their clocks differ, their learning rates must not: DDP never looks at the weights again."""
+    root = Path(__file__).parents[1]
+    (tmp_path / "rates_of_ranks.py").write_text(RATES)
+    flags = {
+        "model.backbone": "{name: plain, width: 6}",
+        "model.projection.channels": "6",
+        "model.lr_scheduler.init_args": "{total_steps: null, timed: true}",
+        "data.sources.mosaic.size": "24",
+        "data.sources.mosaic.val_length": "2",
+        "data.num_workers": "0",
+        "trainer.default_root_dir": str(tmp_path),
+        "trainer.devices": "2",
+        "trainer.strategy": "ddp",
+        "trainer.max_steps": "6",
+        "trainer.max_time": "00:00:02:00",
+        "trainer.val_check_interval": "6",
+        "trainer.precision": "32",
+        "trainer.callbacks": "[{class_path: rates_of_ranks.Rates}]",
+        "trainer.enable_progress_bar": "false",
+    }
+    words = ["-c", str(root / "configs" / "quickstart.yaml"), "--allow-import", "rates_of_ranks", "--no-report"]
+    words += [word for key, value in flags.items() for word in (f"--{key}", value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}
+    environment.pop("DENSECTX_RUN", None)
+    command = [sys.executable, "-m", "densectx", "fit", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = ((tmp_path / f"rates-{rank}.txt").read_text().split() for rank in (0, 1))
+    assert first == second
+    assert len(set(first)) == 6

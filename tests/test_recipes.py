@@ -78,7 +78,11 @@ def test_says_what_it_is_for_and_where_its_data_lie(path):
     assert config["model"]["lr_scheduler"]["init_args"]["warmup_steps"] > 0
     assert config["model"]["channels_last"]
     assert config["trainer"]["precision"] == "auto"
-    assert config["trainer"]["max_steps"] % config["trainer"]["val_check_interval"] == 0  # the last step is validated
+    trainer = config["trainer"]
+    if config["model"]["lr_scheduler"]["init_args"].get("timed"):
+        assert trainer["max_time"]
+    else:
+        assert trainer["max_steps"] % trainer["val_check_interval"] == 0  # the last step is validated
     assert config["trainer"]["callbacks"][0]["class_path"].endswith("EMAWeightAveraging")
 
 

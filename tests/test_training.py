@@ -330,6 +330,47 @@ def test_schedules():
     assert min(cosine[3:]) >= 0.1
 
 
+def test_the_part_of_time_that_is_gone_counts_where_it_is_more():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = WarmupPoly(optimizer, total_steps=100, power=1, timed=True)
+    found = []
+    for gone in (0.0, 0.1, 0.5, 1.0):
+        schedule.time_gone = gone
+        optimizer.step()
+        schedule.step()
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx([0.99, 0.9, 0.5, 0.0])
+    again = WarmupPoly(optimizer, timed=True)
+    again.load_state_dict(schedule.state_dict())
+    assert again.time_gone == 1.0
+
+
+TIMED = [
+    "--model.lr_scheduler",
+    "{class_path: densectx.schedules.WarmupPoly, init_args: {total_steps: null, warmup_steps: 0, timed: true, power: 1}}",
+]
+
+
+def test_a_timed_schedule_ends_with_the_time(fit):
+    short = ["--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:04", "--trainer.log_every_n_steps", "1"]
+    run = fit("run", *TIMED, *short, "--trainer.val_check_interval", "100000")
+    with (run / "metrics.csv").open() as file:
+        rates = [float(row["lr-AdamW"]) for row in csv.DictReader(file) if row["lr-AdamW"]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.3 * rates[0]
+    before = weights(run)["global_step"]
+    more = [*TIMED, *short, "--trainer.val_check_interval", "100000", "--trainer.max_time", "00:00:00:06"]
+    fit("run", "--resume", str(run), "--allow-changed", "trainer.max_time", *more)
+    assert weights(run)["global_step"] > before
+
+
+def test_a_timed_schedule_without_a_limit_is_refused(fit, capsys):
+    fit("run", *TIMED, status=2)
+    assert "timed: true needs trainer.max_time" in capsys.readouterr().err
+    fit("run", "--model.lr_scheduler", "{init_args: {total_steps: null}}", status=2)
+    assert "total_steps is missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("schedule", "options"),
     [(WarmupPoly, {"power": -1.0}), (WarmupCosine, {"final": -1.0}), (WarmupCosine, {"final": 2.0})],
