@@ -140,7 +140,8 @@ def trained(given: argparse.Namespace, net: str, own: list[str]) -> dict[str, An
 
     def run(name: str, minutes: float, lr: float) -> dict[str, Any]:
         words = [*own, "--model.optimizer.init_args.lr", str(lr)]
-        digest = hashlib.sha256(shlex.join([str(minutes), *words]).encode()).hexdigest()[:8]
+        asked = (ROOT / CONFIG).read_text(encoding="utf-8") + shlex.join([str(minutes), *words])
+        digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
         return fit(given.work, f"{net}-{name}-{digest}", minutes, words)
 
     tries: dict[float, dict[str, Any]] = {}

@@ -23,6 +23,7 @@ from densectx.checkpoint_io import AtomicCheckpointIO
 from densectx.checkpointing import Checkpoints
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError
+from densectx.limits import check_limit
 from densectx.loggers import MetricsFile, TensorBoard, quiet_writers
 from densectx.model import DenseModel
 from densectx.model_names import Named, check_classes
@@ -268,6 +269,8 @@ def instantiate(
             raise error.__cause__ from None
         raise ConfigError(" ".join(str(error).split())) from error
     if command == "fit":
-        cli.model.configure_optimizers()  # what it refuses is refused before data is read
+        made = cli.model.configure_optimizers()  # what it refuses is refused before data is read
+        if isinstance(made, dict):
+            check_limit(made["lr_scheduler"]["scheduler"], cli.trainer)
     cli.model.config = deepcopy(dict(config))
     return cli.trainer, cli.model, cli.datamodule

@@ -116,7 +116,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where another callback ends the run after the epoch."""
-        if _stops(trainer) and trainer.global_step != self.saved_step:
+        if stops(trainer) and trainer.global_step != self.saved_step:
             self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -246,10 +246,10 @@ def _ends(trainer: pl.Trainer) -> bool:
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return True
     last_epoch = trainer.max_epochs not in (None, -1) and trainer.current_epoch + 1 >= (trainer.max_epochs or 0)
-    return _stops(trainer) or bool(last_epoch and trainer.is_last_batch)
+    return stops(trainer) or bool(last_epoch and trainer.is_last_batch)
 
 
-def _stops(trainer: pl.Trainer) -> bool:
+def stops(trainer: pl.Trainer) -> bool:
     """Whether a callback ends the run and Lightning lets it, which goes on to the least epochs and steps."""
     least = trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
     return trainer.should_stop and least

@@ -10,7 +10,6 @@ from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,6 +19,7 @@ from densectx.accumulation import Accumulation, Prepared, check_validation
 from densectx.balancing import make_balancer
 from densectx.errors import ConfigError, NumericError, suggest
 from densectx.feature_cache import FeatureCache
+from densectx.limits import check_limit, time_gone
 from densectx.model import DenseModel
 from densectx.nn.norm import PerInput
 from densectx.nn.precision import full
@@ -109,9 +109,6 @@ class DenseModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """No validation may lie inside an accumulation window; the config's rates after a resume that changes them."""
         check_validation(self.trainer)
-        schedule = self.lr_schedulers()
-        if isinstance(schedule, Warmup) and schedule.timed:
-            self._time_gone()  # refuses a run without a limit
         if self.schedules_anew:
             self._schedule_anew()
 
@@ -164,17 +161,9 @@ class DenseModule(pl.LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Tell a schedule by time how much of it is gone, the same on all ranks."""
         if isinstance(scheduler, Warmup) and scheduler.timed:
-            scheduler.time_gone = self._time_gone()
+            check_limit(scheduler, self.trainer)
+            scheduler.time_gone = time_gone(self.trainer) or 0.0
         super().lr_scheduler_step(scheduler, metric)
-
-    def _time_gone(self) -> float:
-        """The part of ``trainer.max_time`` that is gone, by the clock of the first rank."""
-        callbacks: list[pl.Callback] = getattr(self.trainer, "callbacks", [])
-        for timer in callbacks:
-            if isinstance(timer, Timer) and (left := timer.time_remaining()) is not None:
-                gone = timer.time_elapsed()
-                return self.trainer.strategy.broadcast(min(1.0, gone / max(gone + left, 1e-9)))
-        raise ConfigError("timed: true needs trainer.max_time.", "model.lr_scheduler")
 
     def _optimizer(self) -> Optimizer:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -193,7 +182,7 @@ class DenseModule(pl.LightningModule):
             assert self.make_scheduler is not None
             anew = make_scheduler(self.make_scheduler, fresh)
             if isinstance(anew, Warmup) and anew.timed:
-                anew.time_gone = self._time_gone()
+                anew.time_gone = time_gone(self.trainer) or 0.0
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
                 for _ in range(self.global_step):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final, overload
 
 import torch
@@ -35,20 +35,21 @@ class AdaMuon(Optimizer):
 
     The momentum of a layer (out, in x height x width) is made orthogonal by five Newton-Schulz steps, divided by the
     root mean square of its elements over time, and scaled to a root mean square of 0.2 (equation 8), which lets it take
-    AdamW's learning rates. It is ``timm.optim.Muon`` with ``algo: adamuon``, which computes those steps in bfloat16 and
-    on the whole matrix; here they are in float32, whatever the device, and on the small Gram matrix, about half of the
-    multiplications for 3x3 filters. Where a processor has no bfloat16 instructions timm's steps take many times as long
-    as the rest of training.
+    AdamW's learning rates; unlike in later versions of the paper the sign of the momentum is not taken first. It is
+    ``timm.optim.Muon`` with ``algo: adamuon``, which computes those steps in bfloat16 and on the whole matrix; here
+    they are in float32, whatever the device, and on the small Gram matrix, about half of the multiplications for 3x3
+    filters. Where a processor has no bfloat16 instructions timm's steps take many times as long as the rest of
+    training.
 
     Args:
-        params: given by the trainer; of floating point, the state is of their dtype.
+        params: given by the trainer; float32, float64 or bfloat16, and the state is of their dtype.
         lr: learning rate of both, 0 or more.
         weight_decay: decoupled, a fraction of the learning rate a step, of both.
         momentum: of what is made orthogonal, in [0, 1).
         betas: AdamW's for the gradient and its square; the second one is that of the orthogonal update's square too.
 
     Raises:
-        ConfigError: an option out of its range.
+        ConfigError: an option out of its range, also of a group; weights of float16.
     """
 
     def __init__(
@@ -59,16 +60,30 @@ class AdaMuon(Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
     ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Checks the options of a group, also of those that the optimizer begins with.
+
+        Raises:
+            ConfigError: one is out of its range; weights of float16.
+        """
+        options = {**self.defaults, **param_group}
+        betas = options["betas"]
+        if not isinstance(betas, Sequence) or len(betas) != 2:
+            raise ConfigError(f"betas: expected two numbers, got {betas!r}.", "optimizer")
         for name, value, top in (
-            ("lr", lr, math.inf),
-            ("weight_decay", weight_decay, math.inf),
-            ("momentum", momentum, 1.0),
+            ("lr", options["lr"], math.inf),
+            ("weight_decay", options["weight_decay"], math.inf),
+            ("momentum", options["momentum"], 1.0),
             ("betas", betas[0], 1.0),
             ("betas", betas[1], 1.0),
         ):
             if not 0 <= value < top:
-                raise ConfigError(f"optimizer: {name} {value} is not in [0, {top:g}).")
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas})
+                raise ConfigError(f"{name} {value} is not in [0, {top:g}).", "optimizer")
+        super().add_param_group(param_group)
+        if any(weight.dtype == torch.float16 for weight in self.param_groups[-1]["params"]):
+            raise ConfigError("AdaMuon's averages underflow in float16; keep the weights in float32.", "optimizer")
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -143,7 +158,7 @@ def is_matrix(weight: Tensor) -> bool:
     """
     if weight.ndim < 2 or 1 in weight.shape[:2]:
         return False
-    short, long = sorted((weight.shape[0], weight[0].numel()))
+    short, long = sorted((weight.shape[0], math.prod(weight.shape[1:])))
     return short >= _SMALLEST and long <= _LONGEST * short
 
 

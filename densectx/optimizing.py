@@ -72,6 +72,8 @@ def make_optimizer(
     own = {p: {k: v for k, v in group.items() if k != "match"} for p, group in param_groups.items()}
     try:
         optimizer = make([{"params": ps, **own.get(p, {})} for p, ps in groups.items()])
+    except ConfigError as error:
+        raise error.within("model") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error), "model.optimizer") from error
     for group in param_groups.values():
@@ -97,6 +99,8 @@ def make_scheduler(make: MakeScheduler, optimizer: Optimizer) -> LRScheduler:
     """
     try:
         scheduler = make(optimizer)
+    except ConfigError as error:
+        raise error.within("model") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error), "model.lr_scheduler") from error
     if isinstance(scheduler, ReduceLROnPlateau):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -30,14 +30,16 @@ class Warmup(LambdaLR, ABC):
         timed: bool,
         fall: Callable[[float], float],
     ) -> None:
+        if timed and total_steps == -1:  # trainer.max_steps without a limit
+            total_steps = None
         if total_steps is None and not timed:
             raise ConfigError(
-                "lr_scheduler: total_steps is missing; name them, or take timed: true and trainer.max_time."
+                "total_steps is missing; name them, or take timed: true and trainer.max_time.", "lr_scheduler"
             )
         if warmup_steps < 0 or (total_steps is not None and not max(1, warmup_steps) <= total_steps):
             raise ConfigError(
-                f"lr_scheduler: total_steps {total_steps} and warmup_steps {warmup_steps}:"
-                " expected 0 <= warm-up <= total."
+                f"total_steps {total_steps} and warmup_steps {warmup_steps}: expected 0 <= warm-up <= total.",
+                "lr_scheduler",
             )
         self.timed = timed
         self.time_gone = 0.0
@@ -48,6 +50,10 @@ class Warmup(LambdaLR, ABC):
 
         super().__init__(optimizer, factor)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What was reached; whether the time counts is said by who goes on."""
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "timed"})
+
 
 @final
 class WarmupPoly(Warmup):
@@ -55,7 +61,7 @@ class WarmupPoly(Warmup):
 
     Args:
         optimizer: given by the trainer.
-        total_steps: optimizer steps until the rate is 0; may be left out with ``timed``.
+        total_steps: optimizer steps until the rate is 0; may be left out, or -1, with ``timed``.
         warmup_steps: steps of the linear rise.
         power: 0.9 as usual, 0 or more.
         timed: the rate is 0 at the end of ``trainer.max_time`` too, however many steps that allows: a budget of time on
@@ -74,7 +80,7 @@ class WarmupPoly(Warmup):
         timed: bool = False,
     ) -> None:
         if not 0 <= power < math.inf:
-            raise ConfigError(f"lr_scheduler: power {power} is not a number from 0 up.")
+            raise ConfigError(f"power {power} is not a number from 0 up.", "lr_scheduler")
         super().__init__(optimizer, total_steps, warmup_steps, timed, lambda gone: (1 - gone) ** power)
 
 
@@ -84,7 +90,7 @@ class WarmupCosine(Warmup):
 
     Args:
         optimizer: given by the trainer.
-        total_steps: optimizer steps until the end; may be left out with ``timed``.
+        total_steps: optimizer steps until the end; may be left out, or -1, with ``timed``.
         warmup_steps: steps of the linear rise.
         final: fraction of the rate at the end, in [0, 1].
         timed: see :class:`WarmupPoly`.
@@ -102,7 +108,7 @@ class WarmupCosine(Warmup):
         timed: bool = False,
     ) -> None:
         if not 0 <= final <= 1:
-            raise ConfigError(f"lr_scheduler: final {final} is not a fraction in [0, 1].")
+            raise ConfigError(f"final {final} is not a fraction in [0, 1].", "lr_scheduler")
 
         def fall(gone: float) -> float:
             return final + (1 - final) * (1 + math.cos(math.pi * gone)) / 2

@@ -29,6 +29,7 @@ from densectx.data import fingerprint
 from densectx.data.module import DATA_KEYS, DataModule
 from densectx.distributions import how_to_install
 from densectx.errors import ConfigError, DataError, DensectxError, PluginError, StorageError
+from densectx.limits import time_gone
 from densectx.module import DenseModule
 from densectx.precision import emulated, native_precision
 from densectx.registry import allow_import
@@ -182,6 +183,8 @@ def _nothing_trained(trainer: pl.Trainer) -> str:
         return ""
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return f"trainer.max_steps {trainer.max_steps} is reached already"
+    if time_gone(trainer) == 1.0:
+        return "the time of trainer.max_time is gone already"
     return f"trainer.max_epochs {trainer.max_epochs} is reached already"
 
 

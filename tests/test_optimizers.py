@@ -115,7 +115,21 @@ def test_goes_where_timm_goes(shape):
 
 
 @pytest.mark.parametrize(
-    "shape", [*SHAPES, (7,), (), (8, 1, 3, 3), (1, 8, 3, 3), (3, 8, 1, 1), (64, 3), (4, 513), (4, 512), (1, 16, 16)]
+    "shape",
+    [
+        *SHAPES,
+        (7,),
+        (),
+        (8, 1, 3, 3),
+        (1, 8, 3, 3),
+        (3, 8, 1, 1),
+        (64, 3),
+        (4, 513),
+        (4, 512),
+        (1, 16, 16),
+        (0, 5),
+        (5, 0),
+    ],
 )
 def test_takes_the_matrices_that_timm_takes(shape):
     weight = nn.Parameter(torch.randn(shape))
@@ -178,8 +192,16 @@ def test_a_weight_without_gradient_stays_and_one_of_rate_zero_too():
         ({"weight_decay": -0.1}, "weight_decay -0.1"),
         ({"momentum": 1.0}, r"momentum 1.0 is not in \[0, 1\)"),
         ({"betas": (0.9, 1.5)}, "betas 1.5"),
+        ({"betas": 0.9}, "betas: expected two numbers, got 0.9"),
     ],
 )
 def test_options_out_of_range_are_refused(options, said):
     with pytest.raises(ConfigError, match=said):
         AdaMuon([nn.Parameter(torch.randn(4, 4))], **options)
+    with pytest.raises(ConfigError, match=said):
+        AdaMuon([{"params": [nn.Parameter(torch.randn(4, 4))], **options}])
+
+
+def test_weights_whose_averages_would_underflow_are_refused():
+    with pytest.raises(ConfigError, match="underflow in float16"):
+        AdaMuon([nn.Parameter(torch.randn(4, 4, dtype=torch.float16))])

@@ -359,16 +359,29 @@ def test_a_timed_schedule_ends_with_the_time(fit):
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.3 * rates[0]
     before = weights(run)["global_step"]
-    more = [*TIMED, *short, "--trainer.val_check_interval", "100000", "--trainer.max_time", "00:00:00:06"]
+    more = [*TIMED, *short, "--trainer.val_check_interval", "100000", "--trainer.max_time", "00:00:00:08"]
     fit("run", "--resume", str(run), "--allow-changed", "trainer.max_time", *more)
     assert weights(run)["global_step"] > before
 
 
+def test_a_timed_run_goes_on_by_steps(fit):
+    run = fit("run", *TIMED, "--trainer.max_time", "00:00:10:00", "--trainer.max_steps", "4")
+    steps = ["--model.lr_scheduler.init_args", "{timed: false, total_steps: 8}", "--trainer.max_steps", "6"]
+    more = [word for key in ("model.lr_scheduler", "trainer") for word in ("--allow-changed", key)]
+    fit("run", "--resume", str(run), *TIMED, *steps, *more)
+    content = weights(run)
+    assert content["global_step"] == 6
+    assert content["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.01 * 2 / 8)
+
+
 def test_a_timed_schedule_without_a_limit_is_refused(fit, capsys):
-    fit("run", *TIMED, status=2)
-    assert "timed: true needs trainer.max_time" in capsys.readouterr().err
+    run = fit("run", *TIMED, status=2)
+    assert not run.exists()
+    assert "model.lr_scheduler: timed: true needs trainer.max_time" in capsys.readouterr().err
     fit("run", "--model.lr_scheduler", "{init_args: {total_steps: null}}", status=2)
-    assert "total_steps is missing" in capsys.readouterr().err
+    assert "model.lr_scheduler: total_steps is missing" in capsys.readouterr().err
+    fit("run", "--model.optimizer", "{class_path: densectx.optimizers.AdaMuon, init_args: {lr: -1}}", status=2)
+    assert "model.optimizer: lr -1.0 is not in [0, inf). (flag)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

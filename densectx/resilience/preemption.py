@@ -17,8 +17,9 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import distributed
 
-from densectx.checkpointing import Checkpoints
+from densectx.checkpointing import Checkpoints, stops
 from densectx.errors import ConfigError
+from densectx.limits import time_gone
 
 MARK: Final = "preempted"
 """File in the run folder that says that the run left before its end; whoever resumes removes it."""
@@ -61,12 +62,12 @@ class Preempted(Exception):
 class Preemption(pl.Callback):
     """SIGTERM and SIGHUP save and leave (143), SIGINT too (130; a second one leaves at once), SIGUSR1 saves.
 
-    A handler only sets a flag; that somebody asks twice is seen by a thread. The ranks agree on the largest wish
-    after an optimizer step, never inside a window of accumulation, and after those validation batches that every rank
-    has; so it does not matter which rank is signalled, or how many. A validation that was left is done again by
-    whoever goes on; the one after the last step is finished. What torchrun or Lightning's launcher started leaves
-    with 0 after a barrier, since they would take anything else for a failure; the file ``RUN/preempted`` says what
-    happened.
+    A handler only sets a flag; that somebody asks twice is seen by a thread. The ranks agree on the largest wish after
+    an optimizer step, never inside a window of accumulation, and after those validation batches that every rank has; so
+    it does not matter which rank is signalled, or how many. A validation that was left is done again by whoever goes
+    on; the one after the last step or the end of the time is finished. What torchrun or Lightning's launcher started
+    leaves with 0 after a barrier, since they would take anything else for a failure; the file ``RUN/preempted`` says
+    what happened.
 
     Lightning's own handler broadcasts inside the handler, which hangs when another rank than the first is signalled;
     it is replaced once training begins. One is added to every command; listed in a config, it comes after callbacks
@@ -259,7 +260,8 @@ def _callbacks(trainer: Any, kind: type[_C]) -> list[_C]:
 
 def _over(trainer: pl.Trainer) -> bool:
     """Whether only the last validation is left, which nobody could do again: there is no step to go on with."""
-    return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return steps or stops(trainer) or time_gone(trainer) == 1.0
 
 
 def _watched(trainer: pl.Trainer) -> bool:

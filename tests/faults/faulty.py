@@ -134,21 +134,24 @@ class Limit(pl.Callback):
 
 @final
 class Signals(pl.Callback):
-    """Signals to the own process, each once: ``[number, step]`` before a training batch, or inside the validation."""
+    """Signals to the own process, each once: ``[number, step]`` before a training batch, or inside the validation.
+
+    Step -1 is that of a run that is to stop.
+    """
 
     def __init__(self, training, validation):
         super().__init__()
         self.training, self.validation = training, validation
 
-    def send(self, numbers, step):
+    def send(self, numbers, trainer):
         for number, when in numbers:
-            if when == step and not os.path.exists(f"signal-{number}"):
+            if when == (-1 if trainer.should_stop else trainer.global_step) and not os.path.exists(f"signal-{number}"):
                 open(f"signal-{number}", "w").close()
                 os.kill(os.getpid(), number)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.send(self.training, trainer.global_step)
+        self.send(self.training, trainer)
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         if batch_idx == 2:
-            self.send(self.validation, trainer.global_step)
+            self.send(self.validation, trainer)

@@ -156,6 +156,23 @@ def test_a_signal_in_the_last_step_lets_the_run_end(fork_server, folder):
     assert not (run / "preempted").exists()
 
 
+@pytest.mark.fault("T05")
+def test_a_signal_in_the_validation_after_the_time_lets_the_run_end(fork_server, folder):
+    callback = "{class_path: faulty.Signals, init_args: {training: [], validation: [[15, -1]]}}"
+    more = ["--allow-import=faulty", f"--trainer.callbacks=[{callback}]", "--trainer.max_steps=-1"]
+    more += ["--trainer.max_time=00:00:00:02", "--trainer.val_check_interval=30000"]
+    job = start(fork_server, folder, "run", *more)
+    assert job.wait() == [0], job.said()
+    run = folder / "runs" / "run" / "0"
+    assert (folder / "signal-15").exists()
+    assert len(validations(run)) == 1
+    assert (run / "checkpoints" / "best.ckpt").exists()
+    assert not (run / "preempted").exists()
+    job = start(fork_server, folder, "run", *more, "--resume", run)
+    assert job.wait() == [0], job.said()
+    assert "Nothing was trained: the time of trainer.max_time is gone already" in job.said()
+
+
 def reader(how, **options):
     """Flags for the data set with one faulty index."""
     spec = {"name": "faulty:Reader", "how": how, "batch_size": 4, **options}
