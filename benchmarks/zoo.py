@@ -16,7 +16,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from densectx.checkpoint import locate, read
+from densectx.config import load_yaml
 from densectx.model_names import ZOO_NAMES as NAMES
 
 PACKAGE = ROOT / "plugins" / "densectx-zoo"
@@ -143,8 +144,8 @@ def card_of(
 ) -> str:
     """The model's card."""
     first = next(iter(measured.values()))
-    config = first["config"]
-    roots = json.dumps(config.get("data", {}))
+    earlier = list(_earlier(first["machine"]))
+    roots = json.dumps([first["config"].get("data", {}), *(_data(one["command"]) for one in earlier)])
     terms = [f"- {text}" for key, text in TERMS.items() if f"/{key}" in roots]
     tasks = ", ".join(dict.fromkeys(one["task"] for one in measured.values()))
     costs = ", ".join(dict.fromkeys(f"{one['macs_per_pixel'] / 1000:.0f} K" for one in measured.values()))
@@ -173,13 +174,23 @@ def card_of(
         "```\n",
         f"Seed {first['seed']}, {spent}, densectx at {first['commit'][:7]}.",
     ]
-    before = first["machine"].get("first", {})
-    while "command" in before:  # its weights are not in the repository any more
+    for before in earlier:  # their weights are not in the repository any more
         spent = f"{before['steps']} of these steps and {before['wall_s'] / 60:.0f} of these minutes"
         where = f"on {before['machine']['device']}, densectx at {before['commit'][:7]}"
         lines += [f"\n{spent} made the weights that this began with, {where}:\n", "```bash", before["command"], "```"]
-        before = before["machine"].get("first", {})
     return "\n".join(lines) + "\n"
+
+
+def _earlier(machine: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The runs whose weights a run began with, the last one first."""
+    while "command" in (before := machine.get("first", {})):
+        yield before
+        machine = before["machine"]
+
+
+def _data(command: str) -> list[Any]:
+    """The ``data`` of the configs that a command names: its weights have seen them too."""
+    return [load_yaml(ROOT / name).get("data", {}) for name in re.findall(r"-c (\S+\.yaml)", command)]
 
 
 def write_lists(package: Path = PACKAGE) -> None:
