@@ -41,7 +41,11 @@ from densectx.testing.states import changed, preserved, random_states, reseed, s
 from densectx.testing.values import difference, same
 from densectx.types import Feature, SourceInfo
 
-NETS = {"timm": {"name": "timm", "model": "resnet10t"}}
+NETS = {
+    "timm": {"name": "timm", "model": "resnet10t"},
+    # all of its 134 M weights take minutes in bfloat16 where a processor only emulates it
+    "frontend_vgg16": {"name": "frontend_vgg16", "width": 16, "fc": 64},
+}
 LIGHT = [name for name in BACKBONES.names() if not name.startswith(("dilated_resnet", "drn_"))]  # presets
 
 
