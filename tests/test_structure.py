@@ -46,6 +46,7 @@ TRAINING = {
     "schedules",
     "building",
     "classpaths",
+    "limits",
     "lint",
     "shard",
     "precision",
