@@ -23,7 +23,7 @@ from densectx.checkpoint_io import AtomicCheckpointIO
 from densectx.checkpointing import Checkpoints
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError
-from densectx.limits import check_limit
+from densectx.limits import tell_time
 from densectx.loggers import MetricsFile, TensorBoard, quiet_writers
 from densectx.model import DenseModel
 from densectx.model_names import Named, check_classes
@@ -271,6 +271,6 @@ def instantiate(
     if command == "fit":
         made = cli.model.configure_optimizers()  # what it refuses is refused before data is read
         if isinstance(made, dict):
-            check_limit(made["lr_scheduler"]["scheduler"], cli.trainer)
+            tell_time(made["lr_scheduler"]["scheduler"], cli.trainer)  # needs a limit
     cli.model.config = deepcopy(dict(config))
     return cli.trainer, cli.model, cli.datamodule

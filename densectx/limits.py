@@ -25,11 +25,13 @@ def time_gone(trainer: pl.Trainer) -> float | None:
     return None
 
 
-def check_limit(schedule: object, trainer: pl.Trainer) -> None:
-    """Refuse a schedule by time in a run without a limit of time.
+def tell_time(schedule: object, trainer: pl.Trainer) -> None:
+    """Tell a schedule by time how much of it is gone, the same on all ranks; others are left alone.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the run has no limit of time.
     """
-    if isinstance(schedule, Warmup) and schedule.timed and time_gone(trainer) is None:
-        raise ConfigError("timed: true needs trainer.max_time.", "model.lr_scheduler")
+    if isinstance(schedule, Warmup) and schedule.timed:
+        if (gone := time_gone(trainer)) is None:
+            raise ConfigError("timed: true needs trainer.max_time.", "model.lr_scheduler")
+        schedule.time_gone = gone

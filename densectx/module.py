@@ -19,14 +19,13 @@ from densectx.accumulation import Accumulation, Prepared, check_validation
 from densectx.balancing import make_balancer
 from densectx.errors import ConfigError, NumericError, suggest
 from densectx.feature_cache import FeatureCache
-from densectx.limits import check_limit, time_gone
+from densectx.limits import tell_time
 from densectx.model import DenseModel
 from densectx.nn.norm import PerInput
 from densectx.nn.precision import full
 from densectx.normalising import Normaliser
 from densectx.optimizing import MakeOptimizer, MakeScheduler, by_pattern, make_optimizer, make_scheduler
 from densectx.rng import generator, seed_of
-from densectx.schedules import Warmup
 from densectx.surround import surround_of, with_surround
 from densectx.tasks.base import Target, Task
 from densectx.types import Batch, Spec
@@ -159,10 +158,8 @@ class DenseModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Tell a schedule by time how much of it is gone, the same on all ranks."""
-        if isinstance(scheduler, Warmup) and scheduler.timed:
-            check_limit(scheduler, self.trainer)
-            scheduler.time_gone = time_gone(self.trainer) or 0.0
+        """A schedule by time is told the time first."""
+        tell_time(scheduler, self.trainer)
         super().lr_scheduler_step(scheduler, metric)
 
     def _optimizer(self) -> Optimizer:
@@ -181,8 +178,7 @@ class DenseModule(pl.LightningModule):
         if isinstance(schedule, LRScheduler):
             assert self.make_scheduler is not None
             anew = make_scheduler(self.make_scheduler, fresh)
-            if isinstance(anew, Warmup) and anew.timed:
-                anew.time_gone = time_gone(self.trainer) or 0.0
+            tell_time(anew, self.trainer)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
                 for _ in range(self.global_step):

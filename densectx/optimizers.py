@@ -103,11 +103,13 @@ class AdaMuon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in trained:
+            others = []
+            for parameter in (parameter for parameter in group["params"] if parameter.grad is not None):
                 if is_matrix(parameter):
                     self._turn(parameter, group)
-            self._adamw([parameter for parameter in trained if not is_matrix(parameter)], group)
+                else:
+                    others.append(parameter)
+            self._adamw(others, group)
         return loss
 
     def _turn(self, weight: Tensor, group: dict[str, Any]) -> None:

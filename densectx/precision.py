@@ -36,7 +36,8 @@ def emulated(config: Mapping[str, Any], accelerator: str) -> str:
     optimizer = (config.get("model") or {}).get("optimizer")
     name = optimizer.get("class_path") if isinstance(optimizer, Mapping) else optimizer
     known = accelerator == "cuda" or (accelerator == "cpu" and bool(cpu_flags()))
-    if not (known and str(name).endswith(".Muon")) or native_precision(accelerator) == "bf16-mixed":
+    muon = str(name).startswith(("timm.optim.", "torch.optim.")) and str(name).endswith(".Muon")
+    if not (known and muon) or native_precision(accelerator) == "bf16-mixed":
         return ""
     return (
         f"model.optimizer: {name} computes in bfloat16, which is emulated here: an update can take longer than forward"

@@ -47,6 +47,7 @@ def test_this_machine():
         (set(), {"class_path": "timm.optim.Muon"}, "cpu", False),  # a CPU that does not say
         ({"avx2"}, {"class_path": "timm.optim.Muon"}, "mps", False),
         ({"avx2"}, {"class_path": "densectx.optimizers.AdaMuon"}, "cpu", False),
+        ({"avx2"}, "theirs.Muon", "cpu", False),
         ({"avx2"}, None, "cpu", False),
     ],
 )
