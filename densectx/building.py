@@ -24,10 +24,11 @@ from densectx.checkpointing import Checkpoints
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError
 from densectx.limits import tell_time
-from densectx.loggers import MetricsFile, TensorBoard, quiet_writers
+from densectx.loggers import MetricsFile, StepsOfLogs, TensorBoard, quiet_writers
 from densectx.model import DenseModel
 from densectx.model_names import Named, check_classes
 from densectx.module import DenseModule
+from densectx.precision import full_name
 from densectx.registry import allowed_imports
 from densectx.resilience.guards import FiniteGuard
 from densectx.resilience.preemption import Preemption
@@ -143,7 +144,7 @@ class _CLI(LightningCLI):
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
     """What Lightning would accept and this framework cannot do."""
-    precision = str(trainer.get("precision") or "32-true")
+    precision = full_name(trainer.get("precision") or "32-true")
     if precision.endswith("true") and not precision.startswith("32"):
         raise ConfigError(
             f"inputs, losses and sums are float32, so {precision!r} is not possible; take bf16-mixed or 16-mixed.",
@@ -154,6 +155,17 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             "Lightning would repeat the first batches, which is not done here: the order is that of the data's own"
             " sampler. Take limit_train_batches, or a source with a few images.",
             "trainer.overfit_batches",
+        )
+    if trainer.get("use_distributed_sampler"):
+        raise ConfigError(
+            "the data's own sampler gives every rank its samples, each counted once; leave it out.",
+            "trainer.use_distributed_sampler",
+        )
+    if "spawn" in str(trainer.get("strategy")) or "fork" in str(trainer.get("strategy")):
+        raise ConfigError(
+            f"{trainer['strategy']!r} would copy a run that has begun into other processes; take ddp, which starts"
+            " them anew.",
+            "trainer.strategy",
         )
     if trainer.get("sync_batchnorm"):
         raise ConfigError(
@@ -228,7 +240,7 @@ def instantiate(
     if command == "fit" and values["trainer"].get("logger", True) not in (False, None):
         quiet_writers()
         loggers = [TensorBoard(folder), MetricsFile(folder / "metrics.csv")]
-        callbacks.append(LearningRateMonitor("step"))
+        callbacks += [StepsOfLogs(), LearningRateMonitor("step")]
     if command == "fit":
         if not any(path.endswith(".Pictures") for path in given):
             callbacks.append(Pictures())

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
+from densectx.errors import ConfigError
 from densectx.loggers import not_logged
 from densectx.module import DenseModule
 from densectx.say import warn
@@ -27,11 +28,16 @@ class Pictures(pl.Callback):
 
     Args:
         folder: where, relative to the run folder.
-        rows: samples a sheet.
+        rows: samples a sheet, at least 1.
+
+    Raises:
+        ConfigError: no rows.
     """
 
     def __init__(self, folder: str = "pictures", rows: int = 4) -> None:
         super().__init__()
+        if rows < 1:
+            raise ConfigError(f"Pictures: rows {rows} is not positive.")
         self.folder, self.rows = Path(folder), rows
         self.sheets: dict[str, list[list[Tensor]]] = {}
         self.failed = False  # said once

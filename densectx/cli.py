@@ -30,6 +30,19 @@ COMMANDS = {
     "show": "origin, options and documentation of one registered name",
 }
 
+_MODULES = {
+    "predict": "densectx.inference.command",
+    "export": "densectx.export.command",
+    "convert": "densectx.published.command",
+    "demo": "densectx.demo.command",
+    "report": "densectx.report.command",
+    "inspect": "densectx.inspection.command",
+    "shard": "densectx.shard",
+    "lint": "densectx.lint",
+    "doctor": "densectx.doctor.command",
+}
+"""Where a command's ``main`` is."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command.
@@ -57,10 +70,23 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit complains
         return 0
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except Exception as error:
+        known = _explained(error)
+        if known is None or "--debug" in arguments:
+            traceback.print_exc()
+        if known is None:
+            return 1
+        sys.stderr.write(f"densectx: error: {known}\n")
+        return known.status
     return status
+
+
+def _explained(error: Exception) -> DensectxError | None:
+    """What is known of an error of torch's, such as a memory that is too small."""
+    if "torch" not in sys.modules:
+        return None
+    found: DensectxError | None = importlib.import_module("densectx.resilience.failures").explained(error, None)
+    return found
 
 
 def run() -> NoReturn:
@@ -95,24 +121,8 @@ def _run(arguments: list[str]) -> int:
                 rest
             )  # at once, not after torch is imported
         return int(importlib.import_module("densectx.training").main(command, rest))
-    elif command == "predict":
-        return int(importlib.import_module("densectx.inference.command").main(_without_debug(rest)))
-    elif command == "export":
-        return int(importlib.import_module("densectx.export.command").main(_without_debug(rest)))
-    elif command == "convert":
-        return int(importlib.import_module("densectx.published.command").main(_without_debug(rest)))
-    elif command == "demo":
-        return int(importlib.import_module("densectx.demo.command").main(_without_debug(rest)))
-    elif command == "report":
-        return int(importlib.import_module("densectx.report.command").main(_without_debug(rest)))
-    elif command == "inspect":
-        return int(importlib.import_module("densectx.inspection.command").main(_without_debug(rest)))
-    elif command == "shard":
-        return int(importlib.import_module("densectx.shard").main(_without_debug(rest)))
-    elif command == "lint":
-        return int(importlib.import_module("densectx.lint").main(_without_debug(rest)))
-    elif command == "doctor":
-        return int(importlib.import_module("densectx.doctor.command").main(_without_debug(rest)))
+    elif command in _MODULES:
+        return int(importlib.import_module(_MODULES[command]).main(_without_debug(rest)))
     elif command == "list":
         _list(_without_debug(rest))
     elif command == "show":

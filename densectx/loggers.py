@@ -9,6 +9,7 @@ from os import SEEK_END
 from pathlib import Path
 from typing import Any, final
 
+import pytorch_lightning as pl
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -112,6 +113,22 @@ class MetricsFile(Logger):
 def _whole(row: Mapping[str | None, Any]) -> bool:
     step = row.get("step")
     return isinstance(step, str) and step.isdecimal() and None not in row and None not in row.values()
+
+
+@final
+class StepsOfLogs(pl.Callback):
+    """What a resumed run logs goes on at its step.
+
+    Lightning counts from one step too low where the checkpoint is that of a validation whose turn had not come by the
+    number of batches: at the end of ``max_time``, or with an interval of time.
+    """
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Before anything is logged."""
+        loop = trainer.fit_loop.epoch_loop  # no public number says where logs are
+        loop._batches_that_stepped = max(loop._batches_that_stepped, trainer.global_step)
 
 
 @final

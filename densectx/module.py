@@ -108,8 +108,7 @@ class DenseModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """No validation may lie inside an accumulation window; the config's rates after a resume that changes them."""
         check_validation(self.trainer)
-        if self.schedules_anew:
-            self._schedule_anew()
+        self.schedule_anew()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout is a function of (seed, batch number, rank), so that nothing has to be stored to repeat it."""
@@ -167,11 +166,14 @@ class DenseModule(pl.LightningModule):
         named += [(f"balancing.{name}", p) for name, p in self.balancing.named_parameters()]
         return make_optimizer(self.make_optimizer, named, self.param_groups)
 
-    def _schedule_anew(self) -> None:
-        """Give the restored optimizer and schedule the config's options, at the point that the schedule has reached.
+    def schedule_anew(self) -> None:
+        """Once, where ``schedules_anew``: restored optimizer and schedule get the config's options.
 
-        Its state brought those of the checkpoint along.
+        Their state brought those of the checkpoint along; the schedule stays at the point that it has reached.
         """
+        if not self.schedules_anew:
+            return
+        self.schedules_anew = False
         own, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         assert isinstance(own, Optimizer)  # there is one
         fresh = self._optimizer()

@@ -26,6 +26,12 @@ def native_precision(accelerator: str = "auto") -> str:
     return "bf16-mixed" if accelerator in ("auto", "cpu") and cpu_flags() & _FLAGS else "32-true"
 
 
+def full_name(precision: object) -> str:
+    """``trainer.precision`` as Lightning's list has it: ``16`` stands for ``16-mixed``, ``64`` for ``64-true``."""
+    short = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+    return short.get(str(precision), str(precision))
+
+
 def emulated(config: Mapping[str, Any], accelerator: str) -> str:
     """A warning where an optimizer computes in bfloat16, for which the device has no instructions; empty if not.
 

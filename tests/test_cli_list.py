@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import densectx
 from densectx.cli import COMMANDS, main
@@ -90,6 +91,17 @@ def test_other_exits(run, distribute):
     status, _, err = run("show", "tasks", "bug")
     assert status == 1
     assert "ZeroDivisionError" in err
+
+
+def test_a_memory_that_is_too_small_has_a_status_of_its_own(run, monkeypatch):
+    def full(arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("densectx.report.command.main", full)
+    status, _, err = run("report", "runs/x/0")
+    assert status == 9
+    assert "out of memory" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])

@@ -351,6 +351,12 @@ TIMED = [
 ]
 
 
+def rows(run, column):
+    """The steps that a column of metrics.csv has numbers of."""
+    with (run / "metrics.csv").open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row[column]]
+
+
 def test_a_timed_schedule_ends_with_the_time(fit):
     short = ["--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:04", "--trainer.log_every_n_steps", "1"]
     run = fit("run", *TIMED, *short, "--trainer.val_check_interval", "100000")
@@ -359,9 +365,13 @@ def test_a_timed_schedule_ends_with_the_time(fit):
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.3 * rates[0]
     before = weights(run)["global_step"]
+    validated = rows(run, "val/denoising/psnr")
     more = [*TIMED, *short, "--trainer.val_check_interval", "100000", "--trainer.max_time", "00:00:00:08"]
     fit("run", "--resume", str(run), "--allow-changed", "trainer.max_time", *more)
-    assert weights(run)["global_step"] > before
+    after = weights(run)["global_step"]
+    assert after > before
+    assert rows(run, "lr-AdamW") == list(range(after)), "a row a step: none twice, none left out"
+    assert rows(run, "val/denoising/psnr") == [*validated, after - 1], "what was measured before is kept"
 
 
 def test_a_timed_run_goes_on_by_steps(fit):
@@ -450,6 +460,10 @@ def test_full_disk_is_named_with_status_8(fit, capsys, monkeypatch):
         (["--model.param_groups=[{match: backbone.*, weight_decay: -5}]"], "weight_decay: expected a number from 0 up"),
         (["--model.param_groups=[{match: a.*, lr: 1}, {match: a.*, lr: 2}]"], "two groups match 'a.*'"),
         (["--trainer.overfit_batches=1"], "limit_train_batches"),
+        (["--trainer.precision=64"], "inputs, losses and sums are float32"),
+        (["--trainer.use_distributed_sampler=true"], "trainer.use_distributed_sampler: the data's own sampler"),
+        (["--trainer.strategy=ddp_spawn", "--trainer.devices=2"], "trainer.strategy: 'ddp_spawn' would copy a run"),
+        (["--trainer.callbacks=[{class_path: densectx.callbacks.Pictures, init_args: {rows: 0}}]"], "rows 0"),
     ],
 )
 def test_more_that_cannot_work(fit, capsys, flags, message):

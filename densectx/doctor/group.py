@@ -43,6 +43,7 @@ class Place:
     address: str
     port: int
     served: bool  # whether the launcher holds the store, so that no rank has to
+    nccl: bool = False  # whether ranks have a GPU each
 
 
 def place() -> Place | None:
@@ -63,7 +64,8 @@ def place() -> Place | None:
     else:
         return None
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Place(rank, world, environment.main_address, environment.main_port, served) if world > 1 else None
+    cuda = torch.cuda.is_available()
+    return Place(rank, world, environment.main_address, environment.main_port, served, cuda) if world > 1 else None
 
 
 def joined(here: Place, seconds: float) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def joined(here: Place, seconds: float) -> dict[str, Any]:
     hosts = [store.get(f"doctor/{rank}").decode(errors="backslashreplace") for rank in range(here.world)]
     found: dict[str, Any] = {"world": here.world, "hosts": hosts, "rendezvous_s": time.perf_counter() - start}
     found["backends"] = {}
-    for backend in ["gloo", *(["nccl"] if torch.cuda.is_available() else [])]:
+    for backend in ["gloo", *(["nccl"] if here.nccl else [])]:
         distributed.init_process_group(
             backend,
             store=PrefixStore(backend, store),
@@ -170,13 +172,14 @@ def local(seconds: float) -> dict[str, Any]:
         DistributedError: one of them failed or did not end.
     """
     world = max(torch.cuda.device_count(), LOCAL) if torch.cuda.is_available() else LOCAL
+    nccl = torch.cuda.is_available() and torch.cuda.device_count() >= world  # it takes no two ranks of one GPU
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     children = []
     try:
         for rank in range(world):
-            told = {"rank": rank, "world": world, "port": port, "seconds": seconds}
+            told = {"rank": rank, "world": world, "port": port, "seconds": seconds, "nccl": nccl}
             environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-c", _CHILD, json.dumps(told)]
             pipe = subprocess.PIPE
@@ -203,7 +206,7 @@ def local(seconds: float) -> dict[str, Any]:
 def child() -> None:
     """The body of one of the processes of :func:`local`."""
     told = json.loads(sys.argv[1])
-    here = Place(told["rank"], told["world"], "127.0.0.1", told["port"], served=False)
+    here = Place(told["rank"], told["world"], "127.0.0.1", told["port"], served=False, nccl=told["nccl"])
     try:
         sys.stdout.write(json.dumps(joined(here, told["seconds"])) + "\n")
     except DistributedError as error:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -28,7 +28,6 @@ from densectx.report.run import Run, checkpoints, open_run
 from densectx.report.scores import Scores, cards, measures, table
 
 _SPLITS: Final[Mapping[Split, str]] = {"train": "training", "val": "validation", "test": "test"}
-_DTYPES: Final = {"bf16-mixed": torch.bfloat16}
 
 
 def write_report(
@@ -76,7 +75,7 @@ def render(run: Run, split: Split, limit: int, device: torch.device) -> str:
     measured: dict[str, Measured] = {}
     if model is not None and data is not None:
         seed = data.seed
-        dtype = _DTYPES.get(str(run.config.get("trainer", {}).get("precision"))) if run.config.get("trainer") else None
+        dtype = _dtype(run.config, device)
         looked = run.attempt(lambda: measure(model.to(device), data, split, seed=seed, limit=limit, dtype=dtype))
         measured = looked or {}
     scores = _scores(run, split, measured)
@@ -98,6 +97,13 @@ def render(run: Run, split: Split, limit: int, device: torch.device) -> str:
     sections += [environment.section(run.folder, run.info), _checkpoints(run)]
     shown = [one for one in sections if one is not None]
     return page(f"{run.name} \N{MIDDLE DOT} densectx", _header(run, scores), shown)
+
+
+def _dtype(config: Mapping[str, Any], device: torch.device) -> torch.dtype | None:
+    """What the fit evaluated in, where this device can."""
+    half = torch.float16 if device.type == "cuda" else None
+    known = {"bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16": half, "16-mixed": half}
+    return known.get(str((config.get("trainer") or {}).get("precision")))
 
 
 def _scores(run: Run, split: Split, measured: Mapping[str, Measured]) -> Scores:

@@ -101,9 +101,12 @@ def waited_for(trace: TracebackType | None) -> str:
 def _out_of_memory(text: str, data: DataModule | None) -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     device = f", {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU" if torch.cuda.is_available() else ""
-    sizes = ", ".join(f"{source} {size}" for source, size in data.batch_sizes.items()) if data else "unknown"
     wanted = re.search(r"allocate (\d+) bytes|allocate ([\d.]+ [GM]iB)", text)
     more = f" for {wanted.group(1) + ' bytes' if wanted.group(1) else wanted.group(2)} more" if wanted else ""
+    if data is None:
+        resident = f"at most {peak:.2f} GiB were resident{device}"
+        return f"out of memory{more}: {resident}. Free some, take another device, or fewer or smaller pictures."
+    sizes = ", ".join(f"{source} {size}" for source, size in data.batch_sizes.items())
     return (
         f"out of memory{more}: batch sizes {sizes}; at most {peak:.2f} GiB were resident{device}. Set"
         " data.sources.SOURCE.batch_size lower and trainer.accumulate_grad_batches higher, take smaller crops, or"

@@ -20,13 +20,13 @@ class Heartbeat:
     """The file of this rank: ``{rank, pid, host, step, at, time, beat, interval}``, replaced in place.
 
     Args:
-        folder: of the run, the same for all ranks.
+        folder: the same for all ranks; made if its parent is there.
         rank: this one.
         interval: seconds between two beats.
     """
 
     def __init__(self, folder: Path, rank: int, interval: float) -> None:
-        self.folder, self.interval = folder / FOLDER, interval
+        self.folder, self.interval = folder, interval
         self.folder.mkdir(exist_ok=True)
         self.path = self.folder / f"rank-{rank}"
         self._lock = threading.Lock()  # what is closed may be another file's number the next moment
@@ -41,6 +41,7 @@ class Heartbeat:
         with self._lock:
             if self._file is not None:
                 os.pwrite(self._file, text, 0)
+                os.fsync(self._file)  # NFS would keep it from other machines for half a minute
 
     def others(self) -> dict[int, dict[str, Any]]:
         """What the other ranks last wrote."""

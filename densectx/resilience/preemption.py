@@ -20,6 +20,7 @@ from torch import distributed
 from densectx.checkpointing import Checkpoints, stops
 from densectx.errors import ConfigError
 from densectx.limits import time_gone
+from densectx.module import DenseModule
 
 MARK: Final = "preempted"
 """File in the run folder that says that the run left before its end; whoever resumes removes it."""
@@ -113,6 +114,8 @@ class Preemption(pl.Callback):
         if self._left:
             validation = trainer.fit_loop.epoch_loop.val_loop
             self._left, trainer.validating, validation.restarting = False, True, False
+            if isinstance(pl_module, DenseModule):
+                pl_module.schedule_anew()  # a checkpoint is written behind it, with a config of these rates
             validation.run()
             trainer.training = True
             validation.reset()  # as if it had not run: at the end of an epoch the loop waits for its own

@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import multiprocessing
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ import pytorch_lightning as pl
 from densectx.data.module import data_of
 from densectx.errors import ConfigError, DensectxError, DistributedError
 from densectx.resilience.failures import explained, lost_a_rank, reason_of, waited_for
-from densectx.resilience.heartbeat import Heartbeat, clear, condition
+from densectx.resilience.heartbeat import FOLDER, Heartbeat, clear, condition
 from densectx.resilience.preemption import Preempted
 
 TIMEOUT: Final = "DENSECTX_TIMEOUT"
@@ -109,14 +110,16 @@ class Watchdog(pl.Callback):
             self._timer.cancel()
         if trainer.world_size == 1:
             return
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and stage == "fit":
             clear(Path(trainer.default_root_dir))  # what an earlier part of the run left
-        # torchrun and srun tell only the first rank
-        self._folder = folder = Path(trainer.strategy.broadcast(str(Path(trainer.default_root_dir).absolute())))
+        # torchrun and srun tell only the first rank; in a folder of runs several evaluations may go on at a time
+        name = FOLDER if stage == "fit" else f"{FOLDER}-{secrets.token_hex(4)}"
+        own, name = trainer.strategy.broadcast((str(Path(trainer.default_root_dir).absolute()), name))
+        self._folder = folder = Path(own)
         interval = min(5.0, max(0.5, collective_timeout() / 10))
         with contextlib.suppress(OSError):  # no folder that all see: then nobody is named
             folder.mkdir(parents=True, exist_ok=True)
-            self._heart = Heartbeat(folder, trainer.global_rank, interval)
+            self._heart = Heartbeat(folder / name, trainer.global_rank, interval)
             self._mark(trainer, "set-up")
             self._heart.beat(*self._at)
             threading.Thread(target=self._watch, args=(trainer,), daemon=True, name="densectx-watchdog").start()
@@ -146,6 +149,14 @@ class Watchdog(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Mark."""
         self._mark(trainer, "validation metrics")
+
+    def on_test_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Mark."""
+        self._mark(trainer, "test batch")
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Mark."""
+        self._mark(trainer, "test metrics")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, *args: Any) -> None:
         """Mark."""

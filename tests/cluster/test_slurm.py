@@ -147,7 +147,8 @@ def slurm(experiment, tmp_path_factory):
 def test_a_preempted_job_is_requeued_and_goes_on(slurm, experiment, undisturbed, equal):
     name = "slurm-job"
     go = experiment.folder / "go"
-    job = slurm.submit(name, *experiment.words, HOLD_FOR=go)
+    words = [word for word in experiment.words if word != "--no-report"]
+    job = slurm.submit(name, *words, HOLD_FOR=go)
     experiment.wait_for(lambda: 12 in experiment.checkpoints(name), "step 12", name)
     slurm("scancel", "--signal=TERM", job)  # to the tasks, as --signal=TERM@60 does before the time is up
     go.touch()
@@ -161,6 +162,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(slurm, experiment, undisturbed,
     assert re.search(r"densectx: .* at step \d+: saved", said)
     assert "--resume auto: going on in" in said
     assert not list((experiment.runs / name).glob("*/preempted"))
+    assert (experiment.runs / name / "0" / "report.html").is_file(), "written by the script, when all ranks have ended"
     assert equal(experiment.end(name), undisturbed)
 
 

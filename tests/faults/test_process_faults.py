@@ -144,6 +144,20 @@ def test_signals_save_and_the_run_goes_on_exactly(fork_server, folder, record_pr
     record_property("evidence", f"saved and left within {max(seconds):.1f} s of the signal")
 
 
+@pytest.mark.fault("T07")
+def test_changed_rates_are_in_the_file_of_a_validation_that_is_done_again(fork_server, folder):
+    callback = "{class_path: faulty.Signals, init_args: {training: [[1, 13]], validation: [[15, 12]]}}"
+    more = ["--allow-import=faulty", f"--trainer.callbacks=[{callback}]"]
+    rates = []
+    for lr in ("0.01", "0.001"):
+        job = start(fork_server, folder, "run", *more, "--model.optimizer.init_args.lr", lr, "--resume=auto")
+        assert job.wait() == [143], job.said()
+        file = folder / "runs" / "run" / "0" / "checkpoints" / "step-12.ckpt"
+        rates.append(torch.load(file, weights_only=True)["optimizer_states"][0]["param_groups"][0]["lr"])
+        more += ["--allow-changed", "model.optimizer"] * (lr == "0.01")
+    assert rates[1] == pytest.approx(rates[0] / 10)
+
+
 @pytest.mark.fault("T05")
 def test_a_signal_in_the_last_step_lets_the_run_end(fork_server, folder):
     callback = "{class_path: faulty.Signals, init_args: {training: [[15, 1]], validation: []}}"
