@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from torch import Tensor
 from densectx import __version__
 from densectx.archive import check_header, damage, load_archive
 from densectx.budget import Budget
-from densectx.checkpoint_files import newest_first
+from densectx.checkpoint_files import newest_first, temporary_of
 from densectx.distributions import how_to_install
-from densectx.errors import CheckpointError, ConfigError, PluginError
+from densectx.errors import CheckpointError, ConfigError, PluginError, StorageError, brief
 from densectx.model import DenseModel
 from densectx.model_names import where_to_get
 from densectx.nn.norm import spread
@@ -70,7 +71,7 @@ def load(path: str | Path) -> DenseModel:
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights of the model and the header of a checkpoint; see :func:`load`."""
     file = locate(path)
-    if file.exists() and not file.is_file():  # a pipe or device may never end
+    if os.path.exists(file) and not os.path.isfile(file):  # a pipe or device may never end
         raise CheckpointError(f"{file}: is not a regular file.")
     try:
         weights, info = _safetensors(file) if file.suffix == ".safetensors" else _archive(file)
@@ -121,16 +122,17 @@ def locate(path: str | Path) -> Path:
         CheckpointError: there is none.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         for name in ("best.ckpt", "last.ckpt"):
             for file in (path / "checkpoints" / name, path / name):
-                if file.exists():
+                if os.path.exists(file):
                     return file
         for folder in (path / "checkpoints", path):  # a kill came between the first file and its link
             if files := newest_first(folder):
                 return files[0]
-        raise CheckpointError(f"{path}: a folder without checkpoints/best.ckpt or last.ckpt.")
-    if path.exists():
+        if str(path) not in MODELS.names():  # answers may lie in a folder of the model's name
+            raise CheckpointError(f"{path}: a folder without checkpoints/best.ckpt or last.ckpt.")
+    elif os.path.exists(path):
         return path
     if str(path) in MODELS.names():
         found = MODELS.get(str(path))()
@@ -205,11 +207,13 @@ def init_from(model: DenseModel, path: str | Path) -> str:
 
 
 def save_safetensors(model: DenseModel, path: str | Path, config: Mapping[str, Any] | None = None) -> None:
-    """Weights and header as one safetensors file that :func:`load` reads."""
-    from safetensors.torch import save_file
+    """Weights and header as one safetensors file that :func:`load` reads.
 
+    Raises:
+        StorageError: the file system refuses; what the file was before is kept.
+    """
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    save_file(weights, path, metadata={"densectx": json.dumps(header(model, config))})
+    _save(weights, header(model, config), Path(path))
 
 
 def to_safetensors(path: str | Path, out: str | Path) -> None:
@@ -221,12 +225,28 @@ def to_safetensors(path: str | Path, out: str | Path) -> None:
 
     Raises:
         CheckpointError: as :func:`load`.
+        StorageError: as :func:`save_safetensors`.
     """
+    weights, info = read(path)
+    _save({key: value.contiguous() for key, value in weights.items()}, info, Path(out))
+
+
+def _save(weights: Mapping[str, Tensor], info: Mapping[str, Any], path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    weights, info = read(path)
-    tensors = {key: value.contiguous() for key, value in weights.items()}
-    save_file(tensors, out, metadata={"densectx": json.dumps(info)})
+    part = temporary_of(path)
+    try:
+        part.touch()
+        mode = part.stat().st_mode  # the library writes files that only their owner may read
+        save_file(dict(weights), part, metadata={"densectx": json.dumps(info)})
+        part.chmod(mode)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:  # of a full disk it raises the latter
+        raise StorageError(f"{path}: cannot be written: {brief(error)}; free space or choose another file.") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], Any]]:

@@ -47,14 +47,15 @@ class StepFiles:
             link(self.folder / f"{name}.ckpt", self.path(step).name)
 
     def prune(self, step: int) -> None:
-        """Remove files up to a step that are neither among the newest whole ones nor the target of a link.
+        """Remove files up to a step that are neither among the newest, nor the newest whole ones, nor a link's target.
 
         Files of later steps are there after going on from an older one; they are replaced when their step comes.
         """
         found = {n: file for n, file in steps(self.folder).items() if n <= step}
-        newest = sorted(self.good & found.keys())[-self.keep :]
+        newest = sorted(self.good & found.keys())[-self.keep :]  # after going on from a file the others are not checked
         linked = {file.resolve().name for file in self.folder.glob("*.ckpt") if file.is_symlink()}
-        old = [file for n, file in sorted(found.items()) if n not in newest and file.name not in linked]
+        kept = {*newest, *sorted(found)[-self.keep :]}
+        old = [file for n, file in sorted(found.items()) if n not in kept and file.name not in linked]
         if newest and old:
             fault("before-prune")
             for file in old:

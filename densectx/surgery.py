@@ -38,7 +38,7 @@ def insert_context(model: DenseModel, context: Spec = "basic", *, truncate: bool
 
     Raises:
         ConfigError: the model has a context, features may be negative and neither ``residual`` nor ``truncate`` says
-            what becomes of them, or the spec is not possible.
+            what becomes of them, or the spec is not possible or no identity at the start (``aspp``, ``norm: batch``).
     """
     if any(not isinstance(old, NoContext) for old in model.context.values()):
         raise ConfigError("the model has a context already, whose weights would be lost; take one with context: none.")
@@ -56,6 +56,9 @@ def insert_context(model: DenseModel, context: Spec = "basic", *, truncate: bool
     config = {**{key: value for key, value in model.config.items() if key != "sources"}, "context": spec}
     sources = {key: SourceInfo.from_config(info) for key, info in model.config.get("sources", {}).items()}
     grown = DenseModel.from_config(_without_weights(config), sources)
+    channels = _channels(grown)
+    if not spec.get("init_noise") and not all(_is_identity(part, channels) for part in grown.context.values()):
+        raise ConfigError(f"the context {spec} does not start as the identity; take one of dilations without a norm.")
     grown.config = {**grown.config, "backbone": model.config["backbone"]}
     fresh = {key: value for key, value in grown.state_dict().items() if key.startswith("context.")}
     grown.load_state_dict({**model.state_dict(), **fresh})
@@ -68,6 +71,20 @@ def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(backbone, Mapping):
         return config
     return {**config, "backbone": {k: v for k, v in backbone.items() if k not in ("weights", "pretrained")}}
+
+
+def _channels(model: DenseModel) -> int:
+    """What the context takes."""
+    maps = [part.out_channels for part in model.projection.modules() if isinstance(part, nn.Conv2d)]
+    return maps[-1] if maps else model.backbone.features[-1].channels
+
+
+@torch.no_grad()
+def _is_identity(context: nn.Module, channels: int) -> bool:
+    """Whether features of at least 0 come out as they went in, up to rounding."""
+    features = torch.rand(1, channels, _PROBE, _PROBE, generator=torch.Generator().manual_seed(0))
+    answer = context.eval()(features)
+    return answer.shape == features.shape and torch.allclose(answer, features, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()

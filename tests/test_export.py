@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -391,13 +392,15 @@ def test_more_weights_than_one_onnx_file_holds_are_refused(model, tmp_path, caps
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_refuses(model, tmp_path, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch_files, "save_safetensors", full)
-    assert export(model, "-f", "safetensors", "-o", tmp_path / "m.safetensors") == 8
-    assert "No space left on device" in capsys.readouterr().err
+@pytest.mark.parametrize("kind", ["safetensors", "pt2"])
+def test_a_disk_that_refuses(model, tmp_path, capsys, kind):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # bytes of a file
+    try:
+        assert export(model, "-f", kind, "-o", tmp_path / f"m.{kind}") == 8
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot be written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -11,7 +11,7 @@ import yaml
 
 import densectx
 from densectx import cli, model_names
-from densectx.checkpoint import save_safetensors
+from densectx.checkpoint import locate, save_safetensors
 from densectx.config import compose
 from densectx.errors import CheckpointError, ConfigError, PluginError
 from densectx.registry import MODELS
@@ -277,3 +277,11 @@ def test_a_missing_model_of_the_zoo_is_said_where_to_get(distribute):
     distribute("densectx-zoo", {"models": {"sr-x2": "Task"}})
     with pytest.raises(CheckpointError, match=r"densectx-zoo 1\.0 is installed and has no model 'denoise-gray' yet"):
         densectx.load("denoise-gray")
+
+
+def test_a_folder_of_a_models_name_does_not_hide_it(tmp_path):
+    (tmp_path / "test-whole").mkdir()  # where an earlier predict put its answers
+    assert locate("test-whole") == tmp_path / "whole.safetensors"
+    (tmp_path / "else").mkdir()
+    with pytest.raises(CheckpointError, match="a folder without checkpoints"):
+        locate("else")

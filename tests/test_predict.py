@@ -1,5 +1,6 @@
 """`densectx predict` and `DenseModel.predict` on small untrained models and generated images."""
 
+import fcntl
 import functools
 import hashlib
 import io
@@ -862,6 +863,30 @@ def test_no_truncated_file_where_the_system_takes_no_more(tmp_path, model, capsy
     assert "cannot be written" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out/denoising").iterdir()] == ["0.png"]
     Image.open(tmp_path / "out/denoising/0.png").load()
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path, model, capsys):
+    picture(tmp_path / "in/0.png", 0)
+    out = tmp_path / "out"
+    assert predict(model, tmp_path / "in", "-o", out) == 0
+    before = tree(out)
+    holder = os.open(out, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    picture(tmp_path / "in/1.png", 1)
+    assert predict(model, tmp_path / "in", "-o", out) == 2
+    assert "another `densectx predict` writes there" in capsys.readouterr().err
+    assert tree(out) == before
+    os.close(holder)
+    assert predict(model, tmp_path / "in", "-o", out) == 0
+
+
+def test_lines_of_a_list_that_are_no_names_are_told_and_the_rest_is_done(tmp_path, model, capsys, monkeypatch):
+    picture(tmp_path / "a.png", 0)
+    lines = f"{tmp_path / 'a.png'}\n{'x ' * 200}y.png\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert predict(model, "-", "-o", tmp_path / "out") == 3
+    assert "too long" in capsys.readouterr().err
+    assert [e["status"] for e in summary(tmp_path / "out")["inputs"]].count("done") == 1
 
 
 def test_interruption_leaves_whole_files_and_a_summary(tmp_path, model, monkeypatch):

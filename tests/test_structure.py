@@ -17,6 +17,7 @@ BASE = {
     "imports",
     "typecheck",
     "types",
+    "palette",
     "errors",
     "rng",
     "archive",

@@ -261,3 +261,9 @@ def test_the_three_stages_one_after_the_other(tmp_path, monkeypatch, caplog, run
     again, said = fit("again", *frozen, "--trainer.max_steps", "8")
     assert " 0 computed" in said
     assert all(torch.equal(again.state_dict()[key], value) for key, value in weights[1].items())
+
+
+@pytest.mark.parametrize("context", ["aspp", {"name": "basic", "init": "random"}, {"name": "basic", "norm": "batch"}])
+def test_contexts_that_start_as_something_else_are_refused(context):
+    with pytest.raises(ConfigError, match="does not start as the identity"):
+        insert_context(trained(), context)

@@ -398,6 +398,15 @@ def wide(monkeypatch, halo, text=None, *, step=1, share=500.0, free=1 << 40, run
     return tiles
 
 
+def test_processes_share_the_memory_of_a_device(monkeypatch):
+    monkeypatch.setattr(tiling_module, "free_bytes", lambda device: 2e9)
+    model = build(PLAIN, dilations=(1,))
+    for sharing, windows in ((1, 1), (4, 4)):  # half of 2 GB, or of a fourth of it; the pass takes 0.9 GB
+        tiles = Tiling(model, ["segmentation"], Setting(), model.predict, sharing=sharing)
+        tiles.__dict__ |= {"_bytes": 400.0}
+        assert min(tiles.plan(1500, 1500).windows, 4) == windows
+
+
 def window(plan):
     """Pixels of the largest one."""
     sides = [max(line.seen.stop - line.seen.start for line in lines) for lines in (plan.rows, plan.columns)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from itertools import islice
@@ -101,7 +102,7 @@ class WindowedFile:
 
 def needs_windows(path: Path) -> bool:
     """Whether a file has more pixels than are read as a whole, and is of a kind that can be read by windows."""
-    if not path.is_file():  # a pipe would block
+    if not os.path.isfile(path):  # a pipe would block
         return False
     try:
         kind = kind_of(path)

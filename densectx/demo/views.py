@@ -14,7 +14,7 @@ from torch import Tensor
 from densectx.errors import DataError, NumericError
 from densectx.inspection.colours import sequential
 from densectx.nn.colour import grey
-from densectx.tasks.segmentation import default_palette
+from densectx.palette import voc_palette
 from densectx.types import SourceInfo
 
 CELLS: Final = 256 << 20
@@ -74,7 +74,7 @@ def _classes(value: Tensor, info: SourceInfo) -> View:
     count = len(info.classes)
     ids = value.argmax(0).numpy().astype(np.uint8 if count <= 256 else np.uint16)
     shares = np.bincount(ids.ravel(), minlength=count) / ids.size
-    palette = info.palette or default_palette(count)
+    palette = info.palette or voc_palette(count)
     classes = [
         {"name": name, "colour": list(palette[i]), "share": float(shares[i])} for i, name in enumerate(info.classes)
     ]
@@ -83,7 +83,7 @@ def _classes(value: Tensor, info: SourceInfo) -> View:
 
 def _labels(value: Tensor, info: SourceInfo) -> View:
     holds = (value >= 0.5).numpy()
-    palette = info.palette or default_palette(len(holds) + 1)[1:]
+    palette = info.palette or voc_palette(len(holds) + 1)[1:]
     classes = [
         {"name": name, "colour": list(palette[i]), "share": float(holds[i].mean())}
         for i, name in enumerate(info.classes)

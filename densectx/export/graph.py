@@ -11,7 +11,7 @@ from torch.fx.experimental import _config as experimental
 
 from densectx import __version__
 from densectx.model import DenseModel
-from densectx.tasks.segmentation import default_palette
+from densectx.palette import voc_palette
 from densectx.types import SourceInfo
 
 FORMAT = 1
@@ -86,7 +86,7 @@ def describe(graph: Graph) -> dict[str, Any]:
         info = SourceInfo.from_config(config.get("sources", {}).get(task.source, {}))
         count, first = len(info.classes), int(task.output == "labels")
         known = task.output in ("classes", "labels")
-        palette = info.palette or default_palette(first + count)[first:]
+        palette = info.palette or voc_palette(first + count)[first:]
         tasks[key] = {
             "name": config.get("tasks", {}).get(key, {}).get("name"),
             "output": task.output,

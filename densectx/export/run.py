@@ -76,8 +76,6 @@ def run(path: str, kind: str, out: Path, tasks: Sequence[str] | None = None, *, 
                 answer = _written(write, graph, part)
                 found = parity.check(graph, answer)
             size = part.stat().st_size
-            (plain := Path(folder) / "plain").touch()
-            part.chmod(plain.stat().st_mode)  # safetensors writes files that only their owner may read
             os.replace(part, out)
     except OSError as error:
         raise storage_error(out, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from densectx.export.parity import Answer
 
 def write_pt2(graph: Graph, path: Path, about: Mapping[str, Any]) -> Answer:
     """Write a graph as ``torch.export`` does, for ``torch.export.load``; what is said about it is ``densectx.json``."""
-    torch.export.save(record(graph), path, extra_files={"densectx.json": json.dumps(about)})
+    content = io.BytesIO()  # of a full disk torch's own writer would raise a RuntimeError without a number
+    torch.export.save(record(graph), content, extra_files={"densectx.json": json.dumps(about)})
+    path.write_bytes(content.getbuffer())
     return _called(torch.export.load(path).module())
 
 

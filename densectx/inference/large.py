@@ -17,8 +17,8 @@ from densectx.errors import NumericError
 from densectx.inference.predictor import Predictor
 from densectx.inference.sinks import FileSink, Layout
 from densectx.nn.colour import grey
+from densectx.palette import voc_palette
 from densectx.tasks.base import Options
-from densectx.tasks.segmentation import default_palette
 from densectx.types import SourceInfo
 
 _LOOK: Final = 1024  # pixels of the side of the middle that run-time options are estimated from
@@ -111,7 +111,7 @@ def _sink(
     convert: Callable[[Tensor], NDArray[Any]] = _plain
     if not raw and task.output == "classes" and channels <= 256:
         layout, channels, dtype, convert = "palette", 1, np.dtype(np.uint8), _ids
-        palette = tuple(info.palette) or default_palette(len(info.classes))
+        palette = tuple(info.palette) or voc_palette(len(info.classes))
     elif not raw and task.output == "labels":
         dtype, convert = np.dtype(np.uint8), _holds
     elif not raw and task.output in ("restored", "image") and channels in (1, 3):

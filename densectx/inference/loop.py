@@ -67,33 +67,37 @@ class _Made:
     Args:
         request: what is asked for.
         say: takes a line for the user.
-        join: whether another process has started the record.
+        ranks: the processes that share the work; another than the first one joins the record that this has started.
 
     Raises:
         ConfigError, CheckpointError, PluginError: as :func:`run`.
     """
 
-    def __init__(self, request: Request, say: Callable[[str], None], *, join: bool = False) -> None:
-        model_file = locate(request.model)
+    def __init__(self, request: Request, say: Callable[[str], None], ranks: Ranks | None = None) -> None:
+        join = ranks is not None and ranks.rank > 0
+        # the links of a run that goes on may lead elsewhere while this one answers
+        self.file = ranks.model() if ranks is not None and join else locate(request.model).resolve()
         self.request, self.say = request, say
+        device = device_of(request.device)
         self.predictor = Predictor(
-            load(request.model),
+            load(self.file),
             request.tasks,
             request.options or {},
-            device_of(request.device),
+            device,
             request.precision,
             Setting.parse(request.tile),
             say,
             tta=request.tta,
+            sharing=1 if ranks is None else ranks.sharing(device),
         )
         self.reading = Reading.of(self.predictor.model, self.predictor.tasks)
         self.writers = {real: _writers(self.predictor, raw=request.raw, real=real) for real in (False, True)}
         self.out = Path(os.path.realpath(request.out))
-        if self.out.exists() and not self.out.is_dir():
+        if os.path.exists(self.out) and not os.path.isdir(self.out):
             raise ConfigError(f"-o {request.out}: is a file, not a folder.")
         head = {
             "format": FORMAT,
-            "model": {"path": request.model, "sha256": fingerprint(model_file)["sha256"]},
+            "model": {"path": request.model, "sha256": fingerprint(self.file)["sha256"]},
             "options": {
                 "tasks": self.predictor.tasks,
                 "set": self.predictor.options,
@@ -148,7 +152,7 @@ def run(
         StorageError: the file system refuses.
     """
     try:
-        made = _Made(request, say)
+        made = _Made(request, say, ranks)
         if request.tile is None and made.predictor.tiling.setting.mode == "paper":
             say("densectx: images are taken in the tiles of the published network (--tile paper).")
         found, jobs, skipped = made.planned()
@@ -184,7 +188,7 @@ def _together(
     for key, entry in skipped.items():
         made.record.add(key, entry)
     left = [job for job in jobs if job.key not in skipped]
-    mine = ranks.share(left)
+    mine = ranks.share(left, made.file)
     try:
         made.work(mine, {}, ranks.counted(progress, len(left)))
         status = ranks.ended()
@@ -212,7 +216,7 @@ def assist(request: Request, say: Callable[[str], None], ranks: Ranks) -> None:
         return
     status = 1
     try:
-        made = _Made(request, say, join=True)
+        made = _Made(request, say, ranks)
         made.work(jobs, {}, ranks.counted(lambda finished, total: None, len(jobs)))
         status = 0
     except DensectxError as error:

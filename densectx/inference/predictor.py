@@ -34,6 +34,7 @@ class Predictor:
         tile: how large images are taken.
         say: takes a line for the user.
         tta: whether answers are averaged over views, see :mod:`densectx.inference.tta`.
+        sharing: processes that take memory of the same device.
 
     Attributes:
         tasks: keys in the model's order.
@@ -55,6 +56,7 @@ class Predictor:
         say: Callable[[str], None] = lambda line: None,
         *,
         tta: bool = False,
+        sharing: int = 1,
     ) -> None:
         for key in tasks or ():
             if key not in model.tasks:
@@ -66,7 +68,7 @@ class Predictor:
         self.model, self.options = model.to(device), dict(options)
         self.device, self.precision = device, precision
         self.model.eval()
-        self.tiling = Tiling(self.model, self.tasks, tile, self._whole, say)
+        self.tiling = Tiling(self.model, self.tasks, tile, self._whole, say, sharing)
         if precision == "bf16" and self.tiling.setting.mode == "paper":
             raise ConfigError(
                 "--precision bf16: published tiles are taken in float32; leave it out or take --tile whole."
@@ -75,7 +77,7 @@ class Predictor:
         for key in self.tasks if tta else ():
             by_views.setdefault(views_of(model.task(key), key), []).append(key)
         self._ensemble = [
-            (views, Tiling(self.model, keys, tile, partial(self._whole, tasks=keys), say))
+            (views, Tiling(self.model, keys, tile, partial(self._whole, tasks=keys), say, sharing))
             for views, keys in by_views.items()
         ]
         self.shapes = self.probe(1)

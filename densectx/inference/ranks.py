@@ -62,8 +62,18 @@ class Ranks:
             return name
         return f"cuda:{self.rank % torch.cuda.device_count()}"
 
-    def share(self, jobs: Sequence[Job] | None) -> list[Job]:
-        """Of the first process: give every process its jobs, each job to one, and take its own; None for no work."""
+    def sharing(self, device: torch.device) -> int:
+        """How many processes take memory of the same device."""
+        return self.world if device.type != "cuda" else -(-self.world // torch.cuda.device_count())
+
+    def share(self, jobs: Sequence[Job] | None, model: Path | None = None) -> list[Job]:
+        """Of the first process: give every process its jobs, each job to one, and take its own.
+
+        Args:
+            jobs: None for no work.
+            model: the file of the weights, for :meth:`model`: a name may lead elsewhere by now.
+        """
+        self.store.set("model", str(model))
         for rank in range(1, self.world):
             mine = None if jobs is None else [_plain(job) for job in jobs[rank :: self.world]]
             text = json.dumps(mine)
@@ -80,6 +90,10 @@ class Ranks:
         parts = [self.store.get(f"{key}/{number}") for number in range(int(self.store.get(key)))]
         jobs = json.loads(b"".join(parts))
         return None if jobs is None else [_job(job) for job in jobs]
+
+    def model(self) -> Path:
+        """Of another process, after :meth:`shared`: the file that the first one's weights are from."""
+        return Path(self.store.get("model").decode())
 
     def counted(self, progress: Callable[[int, int], None], total: int) -> Callable[[int, int], None]:
         """Progress of all processes together, shown by the first one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,6 @@ class Reading:
     def real(self, path: Path) -> bool:
         """Whether answers are restored to floats: the file holds some, or has a range of its own."""
         try:
-            return self.value_range is not None or (path.is_file() and is_real(path))  # a pipe would block
+            return self.value_range is not None or (os.path.isfile(path) and is_real(path))  # a pipe would block
         except DataError:  # told when its turn comes
             return False

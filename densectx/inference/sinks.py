@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,7 +101,8 @@ class FileSink:
             for plane, lines in enumerate(values):
                 for number, line in enumerate(lines):
                     place = ((plane * height + rows.start + number) * width + columns.start) * inner * size
-                    os.pwrite(self._file.fileno(), line.tobytes(), self._start + place)
+                    if os.pwrite(self._file.fileno(), line, self._start + place) != line.nbytes:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise storage_error(self.target, error) from error
 

@@ -52,6 +52,7 @@ class Tiling:
         setting: what was asked for.
         run: a whole pass: (image, options) -> answers.
         say: takes a line for the user.
+        sharing: processes that take memory of the same device.
 
     Attributes:
         step: pixels at whose multiples windows start: there the model's grid begins anew, and so does what the tasks
@@ -69,8 +70,9 @@ class Tiling:
         setting: Setting,
         run: Callable[[Tensor, Options], Answers],
         say: Callable[[str], None] = lambda line: None,
+        sharing: int = 1,
     ) -> None:
-        self.model, self.tasks, self._run, self.say = model, list(tasks), run, say
+        self.model, self.tasks, self._run, self.say, self._sharing = model, list(tasks), run, say, sharing
         self.setting = Setting("paper") if setting.mode is None and default_paper(model) else setting
         if self.setting.mode == "paper":
             check_paper(model, self.tasks)
@@ -222,7 +224,7 @@ class Tiling:
         return bytes_per_pixel(lambda image: self._run(image, numbers), channels, self.device)
 
     def _room(self) -> float:
-        return _SHARE * free_bytes(self.device)
+        return _SHARE * free_bytes(self.device) / self._sharing
 
     @cached_property
     def _around(self) -> int:

@@ -18,9 +18,9 @@ from torch import Tensor
 from densectx.errors import ConfigError, DataError, NumericError
 from densectx.inference.overlay import overlay, overlay_labels
 from densectx.inference.rasters import png16, tif32
-from densectx.nn.colour import grey
+from densectx.nn.colour import as_rgb, grey
+from densectx.palette import voc_palette
 from densectx.tasks.base import Task
-from densectx.tasks.segmentation import default_palette
 from densectx.types import SourceInfo
 
 
@@ -62,7 +62,7 @@ def encoders(
     found: dict[str, Encoder] = {}
     count = len(info.classes)
     first = int(task.output == "labels")  # colour 0 is black, for a background that labels do not have
-    palette = info.palette or default_palette(first + count)[first:]
+    palette = info.palette or voc_palette(first + count)[first:]
     if task.output in ("classes", "labels") and len(palette) != count:
         raise ConfigError(
             f"the model's source {task.source!r} has {len(palette)} colours for {count} classes; one each is expected:"
@@ -180,9 +180,8 @@ def raw_npy(answer: Answer) -> bytes:
 
 
 def _photograph(answer: Answer) -> NDArray[np.uint8]:
-    """What classes are laid over, (H, W, 3): of other than 3 channels the first three, or the first one as gray."""
-    image = answer.image[:3] if len(answer.image) >= 3 else answer.image[:1].expand(3, -1, -1)
-    return _levels(image, 255).astype(np.uint8)
+    """What classes are laid over, (H, W, 3)."""
+    return _levels(as_rgb(answer.image[None])[0], 255).astype(np.uint8)
 
 
 def _levels(value: Tensor, white: int) -> NDArray[np.uint16]:

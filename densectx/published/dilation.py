@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
-from densectx.data.class_names import CITYSCAPES, CITYSCAPES_PALETTE, ROAD, ROAD_PALETTE, VOC, Palette, voc_palette
+from densectx.data.class_names import CITYSCAPES, CITYSCAPES_PALETTE, ROAD, ROAD_PALETTE, VOC
+from densectx.palette import Palette, voc_palette
 from densectx.types import SourceInfo
 
 _VOC_MEAN: Final = (102.93, 111.36, 116.52)

@@ -12,6 +12,7 @@ from densectx.errors import ConfigError
 from densectx.losses import Criterion, Form
 from densectx.metrics import ConfusionMetrics, LabelMetrics
 from densectx.nn.colour import as_rgb
+from densectx.palette import voc_palette
 from densectx.registry import HEADS
 from densectx.tasks.base import Counting, Options, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
@@ -90,7 +91,7 @@ class Segmentation(Task, Counting):
             self.metrics = LabelMetrics(info.classes, boundary=boundary)
         else:
             self.metrics = ConfusionMetrics(count, info.ignore_index, info.classes, boundary)
-        palette = info.palette or (default_palette(count) if mode != "multilabel" else default_palette(count + 1)[1:])
+        palette = info.palette or (voc_palette(count) if mode != "multilabel" else voc_palette(count + 1)[1:])
         self.register_buffer("palette", torch.tensor(palette, dtype=torch.float32) / 255, persistent=False)
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:
@@ -140,7 +141,7 @@ class Segmentation(Task, Counting):
 
     def draw(self, prediction: Tensor, x: Tensor, target: Target) -> list[Tensor]:
         """Image, predicted classes, true classes (unlabelled black); the mean colour of a pixel's labels."""
-        image = as_rgb(x[:, :3])[0]
+        image = as_rgb(x)[0]
         if self.mode == "multilabel":
             return [image, self._mix(prediction[0] >= 0.5), self._mix(target["target"][0] >= 0.5)]
         mask = target["mask"][0]
@@ -175,15 +176,3 @@ def _check_source(mode: Mode, source: str, info: SourceInfo, classes: int | None
         )
     if classes not in (None, count):
         raise ConfigError(f"segmentation: classes is {classes}, but source {source!r} has {count} ({names}).")
-
-
-def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """PASCAL VOC's colour of each class id: bits of the id spread over the channels."""
-    return tuple(
-        (
-            sum((i >> (3 * b) & 1) << (7 - b) for b in range(8)),
-            sum((i >> (3 * b + 1) & 1) << (7 - b) for b in range(8)),
-            sum((i >> (3 * b + 2) & 1) << (7 - b) for b in range(8)),
-        )
-        for i in range(count)
-    )

@@ -233,6 +233,18 @@ def test_killed_while_pruning_there_is_a_whole_file(tmp_path, record_property):
     record_property("count", 10)
 
 
+def test_going_on_keeps_as_many_files_as_are_to_be_kept(tmp_path):
+    before = StepFiles(tmp_path, 5)
+    for step in range(1, 9):
+        saved(tmp_path, step, 100)
+        before.written(step)
+    after = StepFiles(tmp_path, 5)  # of the process that goes on: it has looked at one file
+    after.good.add(8)
+    saved(tmp_path, 9, 100)
+    after.written(9)
+    assert sorted(steps(tmp_path)) == [5, 6, 7, 8, 9]
+
+
 def kill_while_saving(folder, count, other):
     """Kill a process that saves without pause, again and again; after each kill look at every file."""
     other.mkdir(exist_ok=True)
