@@ -15,12 +15,14 @@ from PIL import Image
 from scipy.io import savemat
 from tifffile import imwrite
 
-from densectx.data.class_names import voc_palette
+from densectx.data import fingerprint
+from densectx.data.fields import Fields
 from densectx.data.files import Files
 from densectx.data.folder import Folder
 from densectx.data.image_mask import ImageMask
 from densectx.data.remap import ClassMasks
 from densectx.errors import ConfigError, DataError
+from densectx.palette import voc_palette
 from densectx.registry import DATASETS
 from densectx.types import SourceInfo
 
@@ -542,3 +544,24 @@ def test_bsds500():
     assert sample["target"].shape == (1, *sample["image"].shape[1:])
     assert 0 < sample["target"].max() <= 1
     assert sample["target"].mean() < 0.2
+
+
+@pytest.mark.parametrize("suffix", ["npy", "tif"])
+@pytest.mark.parametrize("invalid", [1e20, -3.4028235e38, -9999.9, 0])
+def test_the_mark_of_unknown_numbers_is_that_of_the_file_type(tmp_path, suffix, invalid):
+    values = np.array([[1, invalid], [2, 3]], np.float32)
+    path = tmp_path / f"a.{suffix}"
+    np.save(path, values) if suffix == "npy" else imwrite(path, values)
+    read = Fields(invalid=invalid).read(path, Files())
+    assert read.isnan().tolist() == [[[False, True], [False, False]]]
+
+
+def test_a_pipe_among_the_images_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    os.mkfifo(tmp_path / "train/a.png")
+    os.mkfifo(tmp_path / "train/b.npy")
+    data = Folder(str(tmp_path), split="train", channels=3)
+    assert len(fingerprint.take({"train": {"x": data}, "val": {}, "test": {}})["x train"].files) == len(data)
+    for index in range(len(data)):
+        with pytest.raises(DataError, match="is no file"):
+            data[index]

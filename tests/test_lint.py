@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from tifffile import imwrite
 
-from densectx import cli
+from densectx import DATASETS, cli
+from densectx.data.base import Dataset
 from densectx.data.survey import class_weights
+from densectx.types import SourceInfo
 
 CONFIG = """
 data:
@@ -470,3 +472,33 @@ def test_ten_thousand_files(tmp_path, capsys, record_property):
     assert report["problems"] == []
     assert sum(split["samples"] for split in report["sources"]["scenes"]["splits"].values()) == 5000
     record_property("evidence", f"10 000 files of 320 x 240 in {seconds:.0f} s")
+
+
+def test_ids_of_a_data_set_of_another_package_are_named(tmp_path, capsys):
+    """What reads masks here refuses them; others may not."""
+
+    class Wrong(Dataset):
+        info = SourceInfo(classes=("a", "b"), keys=("image", "mask"))
+
+        def __init__(self, *, split):
+            self.split = split
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return {"image": torch.rand(3, 8, 8), "mask": torch.full((8, 8), (5, -1)[index])}
+
+        def name(self, index):
+            return f"wrong/{index}"
+
+    DATASETS.register("test-wrong")(Wrong)
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {sources: {x: {name: test-wrong}}}\n")
+    try:
+        assert cli.main(["lint", str(config), "--num-workers", "0"]) == 3
+    finally:
+        DATASETS.unregister("test-wrong")
+    out = capsys.readouterr().out
+    assert "wrong/0: the mask has 5 (64 pixels), which are no classes; expected 0..1, or 255" in out
+    assert "wrong/1: the mask has -1 (64 pixels)" in out

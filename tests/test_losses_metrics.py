@@ -62,6 +62,12 @@ def test_class_weights_that_would_turn_or_void_the_gradient_are_refused(loss, we
         loss(class_weights=weights)
 
 
+def test_smoothing_and_a_class_without_weight_exclude_each_other():
+    with pytest.raises(ConfigError, match="spreads pixels of a class with weight 0"):
+        CrossEntropy(class_weights=[0.0, 1.0], label_smoothing=0.1)
+    CrossEntropy(class_weights=[0.0, 1.0])
+
+
 def test_criterion_lists_terms_with_coefficients():
     criterion = Criterion([{"name": "l1", "weight": 2}, "mse"])
     assert criterion.coefficients == {"l1": 2.0, "mse": 1.0}

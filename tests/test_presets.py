@@ -11,6 +11,7 @@ from scipy.io import savemat
 from densectx.data import class_names
 from densectx.data.presets import PRESETS
 from densectx.errors import ConfigError, DataError
+from densectx.palette import voc_palette
 from densectx.registry import DATASETS
 
 RNG = np.random.default_rng(0)
@@ -73,7 +74,7 @@ def voc(root, train=("2007_01", "2007_02"), val=("2008_01",)):
     for stem in (*train, *val, "2009_99"):
         image(root / f"JPEGImages/{stem}.jpg")
     for stem in (*train, *val):
-        mask(root / f"SegmentationClass/{stem}.png", [0, 15, 20, 255], class_names.voc_palette(256))
+        mask(root / f"SegmentationClass/{stem}.png", [0, 15, 20, 255], voc_palette(256))
     lists = root / "ImageSets/Segmentation"
     text(lists / "train.txt", *train)
     text(lists / "val.txt", *val)
@@ -178,6 +179,23 @@ def test_voc_and_sbd_together_leave_out_val(tmp_path):
         DATASETS.build({"name": "concat", "parts": [parts[0], {**parts[1], "presett": 1}]}, "data", split="train")
     with pytest.raises(ConfigError, match="parts: empty"):
         DATASETS.build({"name": "concat", "parts": []}, split="train")
+
+
+def test_a_folder_a_split_may_number_its_images_alike(tmp_path, caplog):
+    for part in "ab":
+        for subset, count in (("train", 3), ("val", 2), ("test", 1)):
+            for number in range(count):
+                image(tmp_path / part / subset / f"{number:04d}.png")
+    parts = [{"name": "folder", "root": str(tmp_path / part)} for part in "ab"]
+    one, both = (
+        DATASETS.build({"name": "concat", "parts": some}, "data", split="train") for some in (parts[:1], parts)
+    )
+    assert len(one) == 3
+    assert not caplog.text
+    with caplog.at_level("INFO"):
+        assert [Path(both.name(i)).relative_to(tmp_path).as_posix() for i in range(len(both))] == ["a/train/0002.png"]
+    for part, left in ((0, 2), (1, 3)):  # parts are told apart by stems, so that VOC and SBD share none: which is said
+        assert f"parts.{part}: {left} of 3 images are left out" in caplog.text
 
 
 def test_cityscapes(tmp_path):

@@ -159,6 +159,11 @@ def test_impossible_tasks_are_refused(task, message):
         build(task)
 
 
+def test_super_resolution_measures_luma():
+    with pytest.raises(ConfigError, match="source 's' has 4 channels"):
+        build({"name": "super_resolution"}, SourceInfo(channels=4))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

@@ -95,6 +95,13 @@ def test_a_given_batch_and_an_option_of_predict():
     check_task({"name": "denoising", "sigma": [5, 50]}, info=info, batch=batch, options={"sigma": 20.0})
 
 
+def test_a_batch_without_one_of_the_classes_is_a_right_one():
+    info = SourceInfo(classes=("a", "b", "c"), keys=("image", "mask"))
+    batch = {**make_batch(info, count=3, size=(16, 16), seed=1)}
+    batch["mask"] = batch["mask"].clamp_max(1)
+    check_task("segmentation", info=info, batch={key: batch[key] for key in ("image", "mask")})
+
+
 @pytest.fixture
 def tree(tmp_path):
     """Images and masks in the layout of a small data set."""

@@ -140,6 +140,7 @@ def _npy(path: Source, channels: Collection[int]) -> Stored:
 def mapped(path: Source) -> NDArray[Any]:
     """The numbers of an ``.npy`` file where they lie: nothing is read, nothing unpickled."""
     if not isinstance(path, Blob):
+        stream(path).close()  # refuses what is no file
         return np.lib.format.open_memmap(Path(path), mode="r")
     with stream(path) as file:
         header = _NPY_HEADERS[np.lib.format.read_magic(file)]

@@ -63,7 +63,7 @@ class FromFiles(Protocol):
     """A data set whose samples depend on files, by which a changed data set is told (:mod:`.fingerprint`)."""
 
     def all_files(self) -> Iterable[str]:
-        """Every file that the split is read from, in a fixed order: labels too, and lists that choose samples.
+        """Every file that the split is read from, in a fixed order: labels too.
 
         Raises:
             DataError: as ``len()``.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, final
 
@@ -33,9 +35,17 @@ def stream(source: Source) -> BinaryIO:
     """The file, opened for reading.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: it cannot be opened, or is a pipe or device, which may never end.
     """
-    return io.BytesIO(source.content) if isinstance(source, Blob) else open(source, "rb")
+    return io.BytesIO(source.content) if isinstance(source, Blob) else open(source, "rb", opener=_open_file)
+
+
+def _open_file(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its other end
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no file")
+    return descriptor
 
 
 def size_of(source: Source) -> int:

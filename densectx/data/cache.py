@@ -10,13 +10,14 @@ of their own first, so any number of processes may share a folder; nothing is ev
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import secrets
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias, final
+from typing import TypeAlias, cast, final
 
 import PIL
 import safetensors.torch
@@ -24,6 +25,7 @@ import tifffile
 import torch
 from torch import Tensor
 
+from densectx.data.blob import stream
 from densectx.errors import DataError, StorageError
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -101,8 +103,8 @@ def content_digest(path: Path) -> bytes:
         DataError: it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        with stream(path) as file:
+            return hashlib.file_digest(cast("io.BufferedReader", file), "sha256").digest()
     except OSError as error:
         raise DataError(f"{path}: cannot be opened: {error.strerror or error}.") from None
 

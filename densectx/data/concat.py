@@ -9,6 +9,8 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, final
 
+from pytorch_lightning.utilities import rank_zero_info
+
 from densectx.data.base import Dataset, FromFiles, Located, Split
 from densectx.errors import ConfigError
 from densectx.registry import DATASETS
@@ -21,8 +23,9 @@ _ALIKE = ("channels", "classes", "ignore_index", "target", "scale")
 class Concat(Dataset):
     """The samples of several data sets, one after the other, each image once.
 
-    Images are told apart by the stem of their file. An image that several parts have is taken from the first that has
-    it; training leaves out every image that any part has in ``val`` or ``test``.
+    Images of different parts are told apart by the stem of their file, those of one part by their path. An image that
+    several parts have is taken from the first that has it; training leaves out every image that any part has in ``val``
+    or ``test``. How many that are is said once.
 
     Args:
         parts: specs of data sets, whose channels, classes, ``ignore_index``, kind of target and scale agree.
@@ -67,12 +70,20 @@ class Concat(Dataset):
     def _indices(self) -> list[list[int]]:
         """Of each part, the samples that are taken."""
         self._place_parts()
-        seen = {stem for part in self.held_out for stem in _stems(part)}
-        taken = []
-        for part in self.parts:
-            stems = _stems(part)
-            taken.append([index for index, stem in enumerate(stems) if stem not in seen])
-            seen.update(stems)
+        held_out = [(number % len(self.parts), _names(part)) for number, part in enumerate(self.held_out)]
+        taken: list[list[int]] = []
+        earlier: set[str] = set()
+        for number, part in enumerate(self.parts):
+            names = _names(part)
+            # of its own splits only the very file: train/0001.png and val/0001.png are two images
+            own = {name for other, held in held_out if other == number for name in held}
+            stems = earlier | {_stem(name) for other, held in held_out if other != number for name in held}
+            kept = [i for i, name in enumerate(names) if name not in own and _stem(name) not in stems]
+            if left := len(names) - len(kept):
+                why = "an earlier part has them, or they are held out in val or test"
+                rank_zero_info(f"{part.key_path}: {left} of {len(names)} images are left out: {why}.")
+            taken.append(kept)
+            earlier.update(map(_stem, names))
         return taken
 
     @cached_property
@@ -114,5 +125,9 @@ def _part(number: int, spec: Mapping[str, Any], split: Split) -> Dataset:
     return part
 
 
-def _stems(part: Dataset) -> list[str]:
-    return [os.path.splitext(os.path.basename(part.name(index)))[0] for index in range(len(part))]
+def _names(part: Dataset) -> list[str]:
+    return [part.name(index) for index in range(len(part))]
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(os.path.basename(name))[0]

@@ -41,7 +41,9 @@ class Fields:
         """
         values = files.field(path, self.channels)
         if self.invalid is not None:
-            values = values.masked_fill(values == self.invalid, float("nan"))
+            # files of float32 hold the nearest number that they can: 1e20 is 100000002004087734272 there
+            nearest = torch.tensor(self.invalid, dtype=torch.float32).to(values.dtype)
+            values = values.masked_fill((values == self.invalid) | (values == nearest), float("nan"))
         if bool(values.isinf().any()):
             raise DataError(f"{path}: {int(values.isinf().sum())} values are infinite; set 'invalid', or correct it.")
         return (values * self.scale).float()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,11 +112,12 @@ def _files(names: Iterable[str], known: Mapping[str, File]) -> dict[str, File]:
 
 
 def _stat(name: str) -> File:
+    unusable = File(-1, 0, None)  # whoever reads it tells, or passes over it (data.on_corrupt)
     try:
         status = os.stat(name)
-    except OSError:  # whoever reads it tells, or passes over it (data.on_corrupt)
-        return File(-1, 0, None)
-    return File(status.st_size, status.st_mtime_ns, None)
+    except OSError:
+        return unusable
+    return File(status.st_size, status.st_mtime_ns, None) if stat.S_ISREG(status.st_mode) else unusable
 
 
 def _content(name: str) -> str | None:

@@ -43,7 +43,7 @@ class Manifest(Dataset):
     The first line names the columns. ``image`` is needed; ``mask``, ``target``, ``split`` and the checksums ``sha256``
     (of the image), ``mask_sha256`` and ``target_sha256`` are optional. Other columns are passed over, but a name that
     looks like one of these is refused. An empty cell of a label means that the sample does not have it, one of a
-    checksum that it is not checked. A file that is given to several splits is refused.
+    checksum that it is not checked. A file that one table gives to several splits is refused.
 
     Samples: ``image`` (channels, H, W) float32 sRGB in [0, 1], ``gray``, and what the row has of ``mask`` (H, W) int64
     and ``target`` float32: a map (target_channels, H, W) with NaN where unknown, or a picture

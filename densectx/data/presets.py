@@ -7,13 +7,14 @@ from typing import Any
 
 from densectx.data import class_names as names
 from densectx.errors import ConfigError, unknown
+from densectx.palette import voc_palette
 
 _VOC = {
     "images": "JPEGImages",
     "masks": "SegmentationClass",
     "lists": "ImageSets/Segmentation/{subset}.txt",
     "classes": names.VOC,
-    "palette": names.voc_palette(len(names.VOC)),
+    "palette": voc_palette(len(names.VOC)),
     "ignore_index": 255,
     "splits": {"test": {"from": ["test"], "labels": False}},
 }
@@ -52,7 +53,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "images": "images/{subset}",
             "masks": "annotations/{subset}",
             "classes": names.ADE20K,
-            "palette": names.voc_palette(len(names.ADE20K)),
+            "palette": voc_palette(len(names.ADE20K)),
             "ignore_index": 255,
             "remap": {0: "ignore"} | {old + 1: old for old in range(len(names.ADE20K))},
             "splits": {
@@ -121,7 +122,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "mask_extensions": frozenset({".mat"}),
             "lists": "dataset/{subset}.txt",
             "classes": names.VOC,
-            "palette": names.voc_palette(len(names.VOC)),
+            "palette": voc_palette(len(names.VOC)),
             "ignore_index": 255,
             "splits": {"test": None},
         },

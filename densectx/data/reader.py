@@ -125,7 +125,7 @@ def is_deep(path: StrPath) -> bool:
             raise DataError(f"{path}: not a readable array: {error}.") from error
     if kind != "other":
         return not kind.startswith(("uint8", "int8", "bool"))
-    with open(path, "rb") as file:
+    with stream(path) as file:
         head = file.read(25)
     return head.startswith(b"\x89PNG") and head[24] == 16  # ISO/IEC 15948: the bit depth in IHDR
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densectx.data.class_names import voc_palette
 from densectx.data.files import Files
 from densectx.data.listing import strings
 from densectx.errors import ConfigError, DataError, suggest
+from densectx.palette import voc_palette
 
 IGNORE, REST = "ignore", "*"
 _SHOWN = 8  # ids or colours that a message names

@@ -130,6 +130,12 @@ def _look(name: str, sample: Sample, info: SourceInfo) -> Seen:
     seen = seen._replace(content=hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest())
     if mask is not None:
         known = mask[mask != info.ignore_index]
+        wrong = known[(known < 0) | (known >= len(info.classes))]
+        if wrong.numel():
+            pixels = sorted(Counter(wrong.tolist()).items())
+            found = ", ".join(f"{number} ({count} pixels)" for number, count in pixels[:5])
+            rule = f"0..{len(info.classes) - 1}, or {info.ignore_index} for unlabelled"
+            return Seen(name, f"{name}: the mask has {found}, which are no classes; expected {rule}.")
         counts = torch.bincount(known, minlength=len(info.classes)).tolist()
         ignored = mask.numel() - known.numel()
         seen = seen._replace(counts=counts, ignored=ignored, unlabelled=known.numel() == 0)

@@ -24,7 +24,7 @@ class CrossEntropy(Loss, Countable):
         ignore_index: id of unlabelled pixels, given by the task.
         classes: number of classes, given by the task.
         class_weights: one factor a class, or null for 1.
-        label_smoothing: in [0, 1).
+        label_smoothing: in [0, 1); not together with a class weight of 0.
     """
 
     takes = ("ids",)
@@ -40,6 +40,11 @@ class CrossEntropy(Loss, Countable):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"cross_entropy: label_smoothing {label_smoothing} is not in [0, 1).")
+        if label_smoothing and class_weights is not None and 0 in class_weights:
+            raise ConfigError(
+                "cross_entropy: label_smoothing spreads pixels of a class with weight 0 over the others; leave such a"
+                " class out by the source's remap (ignore), or set label_smoothing 0."
+            )
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
         # not persistent: numbers of the config, not learned
         self.register_buffer("class_weights", _factors("cross_entropy", class_weights, classes), persistent=False)
@@ -59,10 +64,7 @@ class CrossEntropy(Loss, Countable):
 
     def weight(self, target: Tensor) -> Tensor:
         """Summed class weights of labelled pixels."""
-        labelled = target != self.ignore_index
-        if self.class_weights is None:
-            return labelled.sum().to(torch.get_default_dtype())
-        return self.class_weights[target[labelled]].sum()
+        return _weight_of_ids(target, self.ignore_index, self.class_weights)
 
 
 @final
@@ -114,10 +116,7 @@ class Focal(Loss, Countable):
         """Number of labels, or summed class weights of labelled pixels."""
         if target.is_floating_point():
             return (~target.isnan()).sum().to(target.dtype)
-        labelled = target != self.ignore_index
-        if self.class_weights is None:
-            return labelled.sum().to(torch.get_default_dtype())
-        return self.class_weights[target[labelled]].sum()
+        return _weight_of_ids(target, self.ignore_index, self.class_weights)
 
     def _ids(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         labelled = target != self.ignore_index
@@ -184,6 +183,14 @@ class BCE(Loss, Countable):
     def weight(self, target: Tensor) -> Tensor:
         """Number of labels."""
         return (~target.isnan()).sum().to(target.dtype)
+
+
+def _weight_of_ids(target: Tensor, ignore_index: int, class_weights: Tensor | None) -> Tensor:
+    """Number, or summed class weights, of labelled pixels."""
+    labelled = target != ignore_index
+    if class_weights is None:
+        return labelled.sum().to(torch.get_default_dtype())
+    return class_weights[target[labelled]].sum()
 
 
 def _factors(loss: str, class_weights: Sequence[float] | None, classes: int | None) -> Tensor | None:

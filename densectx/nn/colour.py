@@ -56,5 +56,5 @@ def ycbcr_to_rgb(x: Tensor) -> Tensor:
 
 
 def as_rgb(x: Tensor) -> Tensor:
-    """One channel repeated three times; three channels unchanged."""
-    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+    """(B, C, H, W) -> (B, 3, H, W): three channels unchanged, of more the first three, of fewer the first as gray."""
+    return x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)

@@ -159,7 +159,7 @@ class Regression(Task, Counting):
 
     def draw(self, prediction: Tensor, x: Tensor, target: Target) -> list[Tensor]:
         """Image, then answer and truth of every channel, see :func:`side_by_side`."""
-        return [as_rgb(x[:, :3])[0], *side_by_side(prediction[0], target["value"][0], self.range)]
+        return [as_rgb(x)[0], *side_by_side(prediction[0], target["value"][0], self.range)]
 
 
 def side_by_side(answer: Tensor, truth: Tensor, limits: Range) -> list[Tensor]:

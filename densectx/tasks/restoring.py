@@ -136,5 +136,5 @@ def measure(metrics: Metric, prediction: Tensor, baseline: Tensor, truth: Tensor
 
 
 def pictures(*images: Tensor) -> list[Tensor]:
-    """(1, 1 | 3, H, W) each -> [(3, H, W)] in [0, 1]; what is not known is black."""
+    """(1, C, H, W) each -> [(3, H, W)] in [0, 1] by :func:`as_rgb`; what is not known is black."""
     return [as_rgb(image)[0].nan_to_num().clamp(0, 1) for image in images]

@@ -63,6 +63,10 @@ class SuperResolution(Task, Counting):
         loss: Spec | Sequence[Spec] = "l1",
     ) -> None:
         super().__init__(source, weight, channels=info.channels, in_channels=in_channels)
+        if info.channels not in (1, 3):
+            raise ConfigError(
+                f"super_resolution: source {source!r} has {info.channels} channels; luma is measured, of 1 or 3."
+            )
         if scale not in (2, 3, 4):
             raise ConfigError(f"super_resolution: scale {scale} is not 2, 3 or 4.")
         if cutblur and upsampling == "post":

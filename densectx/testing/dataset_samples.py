@@ -10,13 +10,14 @@ from densectx.testing.values import shape
 from densectx.types import Sample, SourceInfo
 
 
-def check_sample(sample: Sample, info: SourceInfo, what: str) -> None:
+def check_sample(sample: Sample, info: SourceInfo, what: str, training: bool = True) -> None:
     """Keys, types, shapes and ranges of one sample.
 
     Args:
         sample: what the data set gave.
         info: what the data set says of its samples.
         what: what messages call it.
+        training: whether it is a training sample, whose size ``info.size`` tells.
 
     Raises:
         CheckFailed: something is not as :data:`densectx.types.Sample` or ``info`` says.
@@ -33,7 +34,7 @@ def check_sample(sample: Sample, info: SourceInfo, what: str) -> None:
     low, high = image.min().item(), image.max().item()
     expect(low >= 0 and high <= 1, f"image of {what} is from {low:.4g} to {high:.4g}", "scale to sRGB 0..1")
     height, width = image.shape[-2:]
-    fits = info.size in (None, (height, width))
+    fits = not training or info.size in (None, (height, width))
     expect(fits, f"image of {what} is {height}x{width}, info.size {info.size}", "set info.size = None if sizes differ")
     gray = sample.get("gray", torch.tensor(False))
     expect(

@@ -159,8 +159,18 @@ class Depth(Task):
         self.metrics = DepthMetrics(median_scaling)
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:
-        """The image itself; metres, and the network's scale."""
-        return batch["image"], {"depth": batch["target"], "unit": self.range.to_unit(batch["target"])}
+        """The image itself; metres, and the network's scale.
+
+        Raises:
+            DataError: the target has more than one channel.
+        """
+        target = batch["target"]
+        if target.shape[1] != 1:
+            raise DataError(
+                f"depth: the target of source {self.source!r} has {target.shape[1]} channels, expected one, metres;"
+                " use the task regression for several."
+            )
+        return batch["image"], {"depth": target, "unit": self.range.to_unit(target)}
 
     def inputs(self, image: Tensor, options: Options) -> Tensor:
         """The image itself."""
@@ -180,7 +190,7 @@ class Depth(Task):
 
     def draw(self, prediction: Tensor, x: Tensor, target: Target) -> list[Tensor]:
         """Image, answer, truth; dark is near, black unknown."""
-        return [as_rgb(x[:, :3])[0], *side_by_side(prediction[0], target["depth"][0], self.range)]
+        return [as_rgb(x)[0], *side_by_side(prediction[0], target["depth"][0], self.range)]
 
 
 FOCAL, BASELINE, OFFSET = 994.978, 0.193001, 31.086  # pixels, metres, pixels: docstring of skimage's stereo_motorcycle

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from densectx import HEADS
 from densectx.data.base import Dataset, Split
 from densectx.data.transforms import size_of
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, DataError
 from densectx.losses import Criterion, Loss
 from densectx.nn.colour import as_rgb
 from densectx.rng import seed_of
@@ -182,14 +182,25 @@ class Keypoints(Task):
                 f"keypoints: kinds {kinds} (1 or more), radius {radius}, distance {distance} (0 or more) or threshold"
                 f" {threshold} (in 0..1) is out of range."
             )
+        self.kinds = kinds
         self.convention = f"within {distance:g} pixels, pooled over all points"
         self.head = HEADS.build(head, "head", features=features, in_channels=info.channels, out_channels=kinds, scale=1)
         self.criterion = Criterion(loss)
         self.metrics = KeypointMetrics(radius, threshold, distance)
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:
-        """The image itself, and the heat."""
-        return batch["image"], {"heat": batch["target"]}
+        """The image itself, and the heat.
+
+        Raises:
+            DataError: the target has other channels than there are kinds.
+        """
+        target = batch["target"]
+        if target.shape[1] != self.kinds:
+            raise DataError(
+                f"keypoints: the target of source {self.source!r} has {target.shape[1]} channels, kinds is"
+                f" {self.kinds}; set kinds to {target.shape[1]}."
+            )
+        return batch["image"], {"heat": target}
 
     def inputs(self, image: Tensor, options: Options) -> Tensor:
         """The image itself."""
@@ -209,7 +220,7 @@ class Keypoints(Task):
 
     def draw(self, prediction: Tensor, x: Tensor, target: Target) -> list[Tensor]:
         """Image, answered points, true points, in red on the dimmed image."""
-        image = as_rgb(x[:, :3])[0]
+        image = as_rgb(x)[0]
         metrics = self.metrics
         assert isinstance(metrics, KeypointMetrics)
         found = [peaks(heat, metrics.radius, metrics.threshold) for heat in prediction[0]]
