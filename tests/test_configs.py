@@ -78,6 +78,8 @@ def trees(tmp_path_factory):
         for folder in ("input", "target"):
             photo(root / "pairs" / subset / folder / f"{stem}.png", seed=len(folder))
         photo(root / "maps" / subset / "images" / f"{stem}.png", size=(200, 240))
+        photo(root / "mine" / "images" / subset / f"{stem}.png")
+        mask(root / "mine" / "masks" / subset / f"{stem}.png", 2, 255)
         depth = root / "maps" / subset / "depth" / f"{stem}.png"
         depth.parent.mkdir(parents=True, exist_ok=True)
         ramp = np.linspace(500, 9000, 240).astype(np.uint16)

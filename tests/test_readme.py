@@ -15,6 +15,7 @@ from densectx.losses import Criterion
 from densectx.registry import REGISTRIES
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -102,7 +103,8 @@ def test_exit_statuses_are_the_ones_of_the_errors():
 
 
 def test_the_yaml_of_the_readme_builds():
-    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
+    own, *blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
+    assert own == yaml.safe_load((ROOT / "configs" / "segmentation_folder.yaml").read_text())
     tasks = next(block for block in blocks if "segmentation" in block)
     sources = next(block for block in blocks if "scenes" in block)
     assert len(blocks) == 2, "every block is tested here"

@@ -13,12 +13,12 @@ from densectx.losses import Criterion
 from densectx.metrics import ImageMetrics, psnr, quantize
 from densectx.nn.colour import as_rgb
 from densectx.registry import HEADS
-from densectx.tasks.base import Target, Task
+from densectx.tasks.base import Counting, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 
 @final
-class Degamma(Task):
+class Degamma(Task, Counting):
     """Removes an unknown gamma: image ** g (B, C, H, W) -> image (B, C, H, W), sRGB 0..1.
 
     g is 2 ** u with u uniform in [-strength, strength], one draw an image. PSNR in dB, answer rounded to 8 bit, mean
@@ -74,6 +74,10 @@ class Degamma(Task):
     def loss(self, output: Tensor, target: Target) -> Terms:
         """Of the restored image."""
         return self.criterion(output, target["image"])
+
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """Of what is known of the target."""
+        return self.criterion.weights(target["image"])
 
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
         """The restored image, unclamped."""
