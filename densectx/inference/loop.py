@@ -74,9 +74,9 @@ class _Made:
     """
 
     def __init__(self, request: Request, say: Callable[[str], None], ranks: Ranks | None = None) -> None:
-        join = ranks is not None and ranks.rank > 0
+        joined = ranks if ranks is not None and ranks.rank > 0 else None
         # the links of a run that goes on may lead elsewhere while this one answers
-        self.file = ranks.model() if ranks is not None and join else locate(request.model).resolve()
+        self.file = joined.model() if joined else locate(request.model).resolve()
         self.request, self.say = request, say
         device = device_of(request.device)
         self.predictor = Predictor(
@@ -108,7 +108,7 @@ class _Made:
             },
             "device": str(self.predictor.device),
         }
-        self.record = Record(self.out, head, trusted=not request.overwrite, join=join)
+        self.record = Record(self.out, head, trusted=not request.overwrite, join=joined is not None)
 
     def planned(self) -> tuple[Found, list[Job], dict[str, Entry]]:
         """What the inputs are, what is to do for them, and the entries of what was done before."""
