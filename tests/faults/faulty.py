@@ -65,7 +65,10 @@ class Idle(Head):
 
 @final
 class Poison(pl.Callback):
-    """Not a number in a place at a step, on every rank or one; and what the weights of the step before were."""
+    """Not a number in a place at a step, on every rank or one; and what the weights of the step before were.
+
+    Its files are named for ``what``: jobs that run at the same time share a working folder.
+    """
 
     def __init__(self, what, step, rank=-1, times=1):
         super().__init__()
@@ -90,7 +93,7 @@ class Poison(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
             weights = {key: value.clone() for key, value in pl_module.model.state_dict().items()}
-            torch.save(weights, f"before-{trainer.global_rank}.pt")
+            torch.save(weights, f"{self.what}-before-{trainer.global_rank}.pt")
         if not self.mine(trainer):
             return
         named = dict(pl_module.named_parameters()) | dict(pl_module.named_buffers())
@@ -113,7 +116,7 @@ class Poison(pl.Callback):
             )
 
     def on_exception(self, trainer, pl_module, exception):
-        torch.save(pl_module.model.state_dict(), f"after-{trainer.global_rank}.pt")
+        torch.save(pl_module.model.state_dict(), f"{self.what}-after-{trainer.global_rank}.pt")
 
 
 @final

@@ -260,7 +260,7 @@ def test_ranks_have_the_same_weights_from_step_0_on_or_end(start, folder):
     assert jobs["init"].wait() == [0, 0], jobs["init"].said()
     first, second = (torch.load(folder / f"init-{rank}.pt") for rank in (0, 1))
     assert not same(first, second), "the fault: what the ranks began with"
-    assert same(torch.load(folder / "before-0.pt"), torch.load(folder / "before-1.pt"))
+    assert same(*(torch.load(folder / f"init-before-{rank}.pt") for rank in (0, 1))), "step 0"
 
 
 def test_a_checksum_sees_a_bit_and_an_exchange():
@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_agreed(start, folder):
     job = start("stop", *callbacks(what="loss", step=3, rank=1, times=1))
     assert job.wait() == [6, 6], job.said()
     for rank in (0, 1):
-        assert same(torch.load(folder / f"before-{rank}.pt"), torch.load(folder / f"after-{rank}.pt"))
+        assert same(*(torch.load(folder / f"loss-{when}-{rank}.pt") for when in ("before", "after")))
     found = json.loads((folder / "runs" / "stop" / "0" / "bad_batch.json").read_text())
     assert [len(rank["samples"][0]["mosaic"]) for rank in found["ranks"]] == [2, 2]
     job = start("skip", *callbacks(what="loss", step=3, rank=1, times=2), "--trainer.max_steps=6")
