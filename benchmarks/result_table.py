@@ -43,7 +43,7 @@ def write_readme(results: Path = RESULTS, targets: Path = TARGETS, readme: Path 
     """Write the page."""
     found, others = _read(results)
     beside = sorted(name for name in others if name.startswith("peers"))  # these have their own tables
-    others = {name: command for name, command in others.items() if name not in beside}
+    others = {name: told for name, told in others.items() if name not in beside}
     page, named = [INTRO], set()
     for table in _tables(targets):
         rows = [shared(row, found) if "share" in row else compared(row, found) for row in table["rows"]]
@@ -66,7 +66,7 @@ def write_readme(results: Path = RESULTS, targets: Path = TARGETS, readme: Path 
     if others:
         page += [
             "## Other measurements\n",
-            *lines(("file", "command"), [(f"`{n}.json`", f"`{c}`") for n, c in others.items()]),
+            *lines(("file", "commands"), [(f"`{name}.json`", several(told)) for name, told in others.items()]),
         ]
     readme.write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
 
@@ -173,16 +173,34 @@ def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def _read(results: Path) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+def several(told: Sequence[str]) -> str:
+    """Commands in a cell of a table; of very many the first."""
+    few = 8
+    if len(told) > few:
+        return f"`{told[0]}`, and {len(told) - 1} like it: each entry has its own"
+    return "; ".join(f"`{command}`" for command in told)
+
+
+def _commands(content: Any) -> list[str]:
+    """The distinct commands in a file, wherever they stand."""
+    if isinstance(content, dict):
+        own = [content["command"]] if isinstance(content.get("command"), str) else []
+        parts = [own, *(_commands(value) for value in content.values())]
+    else:
+        parts = [_commands(value) for value in content] if isinstance(content, list) else []
+    return list(dict.fromkeys(command for part in parts for command in part))
+
+
+def _read(results: Path) -> tuple[dict[str, Mapping[str, Any]], dict[str, list[str]]]:
     """The figures in the layout of ``benchmarks/results.py``, and the commands of all other files."""
     found: dict[str, Mapping[str, Any]] = {}
-    others: dict[str, str] = {}
+    others: dict[str, list[str]] = {}
     for file in sorted(results.glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and {"metric", "value", "macs_per_pixel"} <= content.keys():
             found[file.stem] = content
-        elif isinstance(content, dict) and "command" in content:
-            others[file.stem] = content["command"]
+        elif told := _commands(content):
+            others[file.stem] = told
     return found, others
 
 

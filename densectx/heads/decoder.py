@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from densectx.errors import ConfigError
 from densectx.heads.base import Head
 from densectx.heads.correction import corrected, zero_
+from densectx.heads.lateral import lateral_steps
 from densectx.nn.resize import upsample
 from densectx.types import Feature
 
@@ -47,18 +48,12 @@ class Decoder(Head):
         if min(width, depth) < 1:
             raise ConfigError(f"head 'decoder': width {width} and depth {depth} must be positive.")
         self.scale, self.residual = scale, residual
-        *pyramid, context = features
-        finer = {f.stride: i for i, f in enumerate(pyramid) if f.stride < context.stride}  # deepest map of a stride
-        self.steps: list[tuple[int, int]] = []  # (upsampling factor, index in the pyramid), coarse to fine
-        self.enter = nn.Conv2d(context.channels, width, 1)
+        self.steps, self.last_step = lateral_steps(features)
+        self.enter = nn.Conv2d(features[-1].channels, width, 1)
         self.laterals, self.merges = nn.ModuleList(), nn.ModuleList()
-        stride = context.stride
-        for fine in sorted(finer, reverse=True):
-            self.steps.append((stride // fine, finer[fine]))
-            self.laterals.append(nn.Conv2d(pyramid[finer[fine]].channels, width, 1))
+        for _, level in self.steps:
+            self.laterals.append(nn.Conv2d(features[level].channels, width, 1))
             self.merges.append(nn.Conv2d(width, width, 3, padding=1))
-            stride = fine
-        self.last_step = stride
         self.image = nn.Conv2d(in_channels, width, 3, padding=1)
         self.full = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
         self.exit = nn.Conv2d(width, out_channels * scale**2, 3, padding=1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from densectx.errors import ConfigError
 from densectx.heads.base import Head
+from densectx.heads.lateral import lateral_steps
 from densectx.nn.norm import make_norm
 from densectx.nn.resize import upsample
 from densectx.types import Feature
@@ -47,17 +48,11 @@ class Pyramid(Head):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        *pyramid, context = features
-        levels = {f.stride: i for i, f in enumerate(pyramid) if f.stride < context.stride}  # deepest map of a stride
-        strides = [fine for fine in sorted(levels, reverse=True) if fine >= stride]
         if width < 1:
             raise ConfigError(f"head 'pyramid': width {width} is not positive.")
-        self.enter = nn.Conv2d(context.channels, width, 1)
-        self.steps = [
-            (coarse // fine, levels[fine])  # upsampling factor, index in the pyramid
-            for coarse, fine in zip([context.stride, *strides], strides, strict=False)
-        ]
-        self.laterals = nn.ModuleList(nn.Conv2d(pyramid[level].channels, width, 1) for _, level in self.steps)
+        self.steps, last = lateral_steps(features, stride)
+        self.enter = nn.Conv2d(features[-1].channels, width, 1)
+        self.laterals = nn.ModuleList(nn.Conv2d(features[level].channels, width, 1) for _, level in self.steps)
         self.merges = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(width, width, 3, padding=1, bias=norm is None),
@@ -68,7 +63,7 @@ class Pyramid(Head):
         )
         self.dropout = nn.Dropout2d(dropout)
         self.exit = nn.Conv2d(width, out_channels, 1)
-        self.last = (strides[-1] if strides else context.stride) * scale
+        self.last = last * scale
 
     def forward(self, features: Sequence[Tensor], x: Tensor) -> Tensor:
         """See :class:`Head`."""
