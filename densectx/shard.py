@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     sources, specs = _sources([given.config, *given.more])
     out, said = Path(given.out), sys.stderr.write
     inputs = _inputs(sources, specs, size)
-    status = "skipped" if is_there(out, inputs, overwrite=given.overwrite) else "done"
+    status = "skipped" if is_there(out, inputs, sources, overwrite=given.overwrite) else "done"
     if status == "done":
         summary = write_all(out, sources, inputs, size, workers, _Progress)
         for name, splits in sources.items():
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-c", dest="more", action="append", default=[], metavar="FILE", help="merged after it")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the shards")
     parser.add_argument("--size", default="256MB", metavar="BYTES", help="of a shard, at most (default: 256MB)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace other shards in DIR")
     parser.add_argument("--json", action="store_true", help='print the summary, one object with "format": 1')
     parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 0, metavar="N", help="reading processes")
     parser.add_argument("--allow-import", action="append", default=[], metavar="PKG", help="as for fit")

@@ -330,8 +330,9 @@ def test_what_is_there_is_kept_refused_or_replaced(tree, tmp_path, capsys):
     assert (out / "a" / "notes.txt").read_text() == "mine"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").touch()
-    shard(file, "-o", tmp_path / "other", status=2)
-    assert "is no output of `densectx shard`" in capsys.readouterr().err
+    for flags in ((), ("--overwrite",)):
+        shard(file, "-o", tmp_path / "other", *flags, status=2)
+        assert "is no output of `densectx shard`" in capsys.readouterr().err
     (copy / "val" / "val0.jpg").write_bytes(b"no picture")
     shard(file, "-o", tmp_path / "bad", status=3)
     assert "val0.jpg: not a readable image" in capsys.readouterr().err
@@ -339,6 +340,30 @@ def test_what_is_there_is_kept_refused_or_replaced(tree, tmp_path, capsys):
     shard(file, "-o", tmp_path / "bad", "--size", "huge", status=2)
     shard(config(tmp_path / "d.yaml", {"a/up": {"name": "mosaic"}}), "-o", tmp_path / "up", status=2)
     assert "data.sources.a/up: is no name for a folder" in capsys.readouterr().err
+
+
+def test_a_sample_need_not_say_that_it_is_gray():
+    packed = pack({"image": torch.zeros(3, 4, 5)}, "a", {}, SourceInfo())
+    assert json.loads(packed.members["json"])["gray"] is False
+
+
+def test_overwriting_leaves_what_is_not_ours_and_what_is_read(tree, tmp_path, capsys):
+    out, folder = tmp_path / "out", {"name": "folder", "root": str(tree / "images")}
+    shard(config(tmp_path / "c.yaml", {"a": folder, "b": folder}), "-o", out, "--size", "1kB")
+    (out / "site").mkdir()
+    others = [out / "site" / "index.json", out / "site" / "train.npz", out / "site" / ".film.part"]
+    for path in others:
+        path.write_text("mine")
+    again = config(tmp_path / "d.yaml", {"c": {"name": "shards", "root": str(out / "a")}})
+    shard(again, "-o", out, "--overwrite", status=2)
+    assert f"data.sources.c is read from there ({out / 'a' / 'index.json'})" in capsys.readouterr().err
+    assert (out / "a" / "index.json").exists()
+    shard(config(tmp_path / "e.yaml", {"a": folder}), "-o", out, "--size", "1kB", "--overwrite")
+    assert all(path.read_text() == "mine" for path in others)
+    assert list((out / "b").iterdir()) == []
+    (out / "shards.json").write_text("{}")
+    shard(config(tmp_path / "e.yaml", {"a": folder}), "-o", out, "--overwrite", status=2)
+    assert "its shards.json is damaged" in capsys.readouterr().err
 
 
 def test_usage(tree, tmp_path, capsys):

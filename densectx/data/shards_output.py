@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from densectx.data.base import Dataset
+from densectx.data.base import Dataset, FromFiles
 from densectx.data.shards_index import INDEX, Index, SplitFiles
 from densectx.data.shards_write import part_of, replace, write_split
 from densectx.errors import ConfigError, DataError
@@ -20,15 +20,33 @@ _JOURNAL: Final = ".shards.json"  # there while an output is not finished
 _OURS: Final = re.compile(r"(train|val|test)(-\d{6,}\.tar|\.npz)|index\.json|\..*\.(part|new)")
 
 
-def is_there(out: Path, inputs: str, *, overwrite: bool) -> bool:
-    """Whether the output is there already; refuses one of something else, prepares the folder for a new one."""
+def is_there(out: Path, inputs: str, sources: Mapping[str, Mapping[str, Dataset]], *, overwrite: bool) -> bool:
+    """Whether the output is there already; refuses one of something else, prepares the folder for a new one.
+
+    Only folders that a summary or journal of ours names are ever cleared, and none that the data are read from.
+
+    Args:
+        out: the folder.
+        inputs: hash of what the output depends on.
+        sources: the data sets of each source by split.
+        overwrite: replace shards of something else.
+
+    Raises:
+        ConfigError: the folder has something else, and ``overwrite`` is not given or cannot help.
+    """
     for name in (SUMMARY, _JOURNAL):
         try:
-            same = json.loads((out / name).read_text(encoding="ascii"))["inputs"] == inputs
+            text = (out / name).read_text(encoding="ascii")
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, TypeError):
-            same = False
+        except (OSError, ValueError):
+            text = ""
+        try:
+            found = json.loads(text)
+            same = found["inputs"] == inputs
+            ours = [folder for folder in found["sources"] if Path(folder).name == folder]
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"-o {out}: its {name} is damaged; remove the folder, or choose another.") from None
         if same and not overwrite:
             whole = name == SUMMARY and _whole(out)
             for part in out.glob("*/.*.part") if whole else ():  # of a run that was stopped just before its end
@@ -39,11 +57,16 @@ def is_there(out: Path, inputs: str, *, overwrite: bool) -> bool:
                 f"-o {out}: has shards of other data, another config or another --size ({name}); choose another"
                 " folder, or --overwrite."
             )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise ConfigError(f"-o {out}: exists and is no output of `densectx shard`; choose another, or --overwrite.")
-        _clear(out)
-    replace(out / _JOURNAL, json.dumps({"format": FORMAT, "inputs": inputs}).encode("ascii"))
+        _clear(out, ours, sources)
+        break
+    else:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(
+                f"-o {out}: exists and is no output of `densectx shard`, which is all that --overwrite replaces; choose"
+                " another."
+            )
+    journal = {"format": FORMAT, "inputs": inputs, "sources": list(sources)}
+    replace(out / _JOURNAL, json.dumps(journal).encode("ascii"))
     return False
 
 
@@ -62,11 +85,18 @@ def _whole(out: Path) -> bool:
     return True
 
 
-def _clear(out: Path) -> None:
-    """Remove the summary first, then files of ours; other files stay."""
+def _clear(out: Path, ours: Sequence[str], sources: Mapping[str, Mapping[str, Dataset]]) -> None:
+    """Remove the summary first, then files of ours in our folders; other files stay."""
+    folders = [out / name for name in ours if (out / name).is_dir() and not (out / name).is_symlink()]
+    real = {folder.resolve() for folder in folders}
+    for name, splits in sources.items():
+        for dataset in splits.values():
+            for file in dataset.all_files() if isinstance(dataset, FromFiles) else ():
+                if not real.isdisjoint(Path(file).resolve().parents):
+                    raise ConfigError(f"-o {out}: data.sources.{name} is read from there ({file}); choose another.")
     for name in (SUMMARY, _JOURNAL):
         (out / name).unlink(missing_ok=True)
-    for folder in (path for path in out.iterdir() if path.is_dir() and not path.is_symlink()):
+    for folder in folders:
         for path in folder.iterdir():
             if _OURS.fullmatch(path.name) and not path.is_dir():
                 path.unlink()
