@@ -275,11 +275,11 @@ def _measured(model: DenseModel, key: str, one: Mapping[str, Any], suffix: str, 
 
 
 def macs_per_pixel(model: DenseModel, key: str) -> int:
-    """Multiply-adds of convolutions and matrix products for a pixel of the task's input image."""
+    """Multiply-adds of convolutions and matrix products that an answer takes for a pixel of the task's input image."""
     task = model.task(key)
     x = task.inputs(torch.rand(1, model.channels(key), SIDE, SIDE), dict.fromkeys(task.options, 0.0))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model({key: x})
+        task.postprocess(model({key: x})[key], x)
     return round(counter.get_total_flops() / 2 / SIDE**2)
 
 

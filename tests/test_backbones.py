@@ -193,6 +193,18 @@ def test_maps_start_without_effect_and_are_trained(name, tmp_path):
         build(in_channels=1, maps=1)
 
 
+@torch.no_grad()
+def test_a_stem_that_normalises_its_weights_takes_no_maps():
+    """Over all input channels: zeros more would change what it makes of the image. Padding alone does no harm."""
+    spec = {"name": "timm", "levels": 1, "in_channels": 4, "maps": 1}
+    with pytest.raises(ConfigError, match=r"nf_resnet26.*ScaledStdConv2d.*leave out maps"):
+        BACKBONES.build({**spec, "model": "nf_resnet26"})
+    net = BACKBONES.build({**spec, "model": "tf_efficientnet_lite0"}).eval()
+    image = torch.rand(1, 3, 32, 24)
+    one, two = (net(torch.cat([image, torch.full((1, 1, 32, 24), level)], 1))[0] for level in (0.1, 0.9))
+    assert torch.equal(one, two)
+
+
 def test_a_stem_that_does_not_read_the_image_itself_takes_no_maps():
     with pytest.raises(ConfigError, match=r"net: its first convolution.*leave out maps"):
         add_maps("net", nn.Conv2d(12, 8, 3), 3, 1)

@@ -120,6 +120,15 @@ def test_receptive_field_is_the_measured_support(dilations):
     assert taps.max() - taps.min() + 1 == field
 
 
+@pytest.mark.parametrize(("norm", "field"), [(None, 7), ("batch", 7), ("group", math.inf)])
+def test_group_norms_see_every_cell(norm, field):
+    module = ContextModule(2, (1, 2), norm=norm, init="random").eval()
+    assert module.receptive_field == field
+    x = torch.rand(1, 2, 1, 40, requires_grad=True)
+    module(x)[0, 0, 0, 20].backward()
+    assert bool(x.grad[..., 0].any()) == math.isinf(field)
+
+
 def test_aspp_is_finite_without_pooling_and_says_so():
     assert build("aspp", 2).receptive_field == math.inf
     assert build("aspp", 2, pooling=False, rates=[2, 5]).receptive_field == 11

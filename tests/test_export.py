@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import onnx
@@ -18,6 +20,7 @@ import pytest
 import torch
 from onnx.external_data_helper import uses_external_data
 from PIL import Image
+from torchmetrics import MeanSquaredError
 
 import densectx
 from densectx import cli
@@ -26,9 +29,15 @@ from densectx.errors import ConfigError, NumericError
 from densectx.export import onnx_file, parity, run, torch_files
 from densectx.export.graph import TRACED, Graph, describe
 from densectx.export.package import Package
+from densectx.inference.tiler import Setting
+from densectx.inference.tiling import Tiling
+from densectx.inspection.cost import cost
+from densectx.losses import Criterion
 from densectx.model import DenseModel
-from densectx.nn.resize import bicubic, pad_to_multiple
-from densectx.types import SourceInfo
+from densectx.nn.resize import bicubic, pad_to_multiple, upsample
+from densectx.registry import HEADS, TASKS
+from densectx.tasks.base import Task
+from densectx.types import Score, SourceInfo
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_without_densectx.py"
 SIZES = ((1, 33, 47), (3, 65, 23), (2, 40, 64), (1, 21, 22), (1, 7, 97), (1, 1, 1), (2, 3, 2))
@@ -60,7 +69,7 @@ FRONTEND = {"name": "frontend_vgg16", "width": 4, "fc": 8}
 UPSAMPLE = {"segmentation": {"name": "segmentation", "head": "upsample"}}
 
 
-def upsample(method):
+def upsampling(method):
     return {"segmentation": {"name": "segmentation", "head": {"name": "upsample", "method": method}}}
 
 
@@ -85,6 +94,7 @@ MODELS = {
     "sr, x2 pre": (sr(scale=2, upsampling="pre"),),
     "sr, x3 pre": (sr(scale=3, upsampling="pre"),),
     "sr, x3 gray": (sr(scale=3), GRAY),
+    "sr, x3 linear": ({"sr": {"name": "super_resolution", "scale": 3, "head": "linear"}},),
     "demosaicing": ({"demosaicing": {"name": "demosaicing", "pattern": "GRBG", "head": HEAD}},),
     "jpeg_deblocking": ({"jpeg_deblocking": {"name": "jpeg_deblocking", "head": HEAD}},),
     "restoration": ({"restoration": {"name": "restoration", "head": HEAD}}, PAIRS),
@@ -104,8 +114,8 @@ MODELS = {
     "vgg, pools": (BOTH, MASKS, {"name": "dilated_vgg16", "pools": "dilated"}),
     "drn": (SEGMENTATION, MASKS, "drn_d_22"),
     "frontend": (SEGMENTATION, MASKS, FRONTEND),
-    "frontend, interp_map": (upsample("interp_map"), MASKS, FRONTEND, {"projection": {"channels": 3}}),
-    "frontend, deconvolution": (upsample("deconvolution"), MASKS, FRONTEND, {"projection": {"channels": 3}}),
+    "frontend, interp_map": (upsampling("interp_map"), MASKS, FRONTEND, {"projection": {"channels": 3}}),
+    "frontend, deconvolution": (upsampling("deconvolution"), MASKS, FRONTEND, {"projection": {"channels": 3}}),
     "aspp": (SEGMENTATION, MASKS, "plain", {"context": "aspp"}),
     "four tasks": (FOUR,),
     "four tasks, resnet": (FOUR, MASKS, "dilated_resnet18"),
@@ -426,18 +436,78 @@ def test_the_example_needs_neither_densectx_nor_torch(exported, model, tmp_path)
     assert np.abs(np.asarray(Image.open(tmp_path / "denoising.png")) - clean).max() <= 0.51
 
 
+# ---- run-time options of plug-ins
+
+
+@final
+class Stops(Task):
+    """Brightens an image by 2 to 4 stops: a plug-in's option with a default and a range, and nothing to estimate it."""
+
+    score = Score("mse", "mse")
+    options: Mapping[str, float | None] = {"stops": 3.0}
+
+    def __init__(self, features, in_channels, info, source):
+        super().__init__(source, 1.0, channels=3, in_channels=in_channels)
+        self.head = HEADS.build("linear", features=features, out_channels=3, scale=1)
+        self.metrics, self.criterion = MeanSquaredError(), Criterion("l1")
+
+    def prepare(self, batch, rngs):
+        return batch["image"], {}
+
+    def inputs(self, image, options):
+        stops = torch.as_tensor(options["stops"], device=image.device)
+        if not (stops.is_meta or torch.compiler.is_compiling()) and not ((stops >= 2) & (stops <= 4)).all():
+            raise ConfigError(f"stops {stops} is not in 2..4")
+        return image * 2 ** stops.view(-1, 1, 1, 1)
+
+    def loss(self, output, target):
+        return {}
+
+    def postprocess(self, output, x):
+        return output
+
+    def update(self, prediction, x, target):
+        pass
+
+    def draw(self, prediction, x, target):
+        return []
+
+
+def test_options_of_plug_ins_are_tried_with_their_defaults(tmp_path):
+    """Not with made-up numbers, which a task may refuse."""
+    TASKS.register("stops")(Stops)
+    try:
+        model = model_of({"stops": {"name": "stops"}})
+    finally:
+        TASKS.unregister("stops")
+    graph = Graph(model, ["stops"])
+    assert [value.item() for value in graph.example()[1:]] == [3.0]
+    assert parity.check(graph, torch_files.write_pt2(graph, tmp_path / "m.pt2", describe(graph))).difference < 1e-5
+    assert cost(model, (16, 16)).parts["tasks.stops"].macs == 4 * 3 * 16 * 16
+    tiles = Tiling(model, ["stops"], Setting("exact"), lambda x, options: model.predict(x, ["stops"], options))
+    assert tiles.halo is not None
+    assert tiles.plan(4000, 4000).windows > 1
+
+
 # ---- what the core does for it
 
 
-@pytest.mark.parametrize("up", [3, 5, 6])
-def test_enlargement_by_other_than_powers_of_two_is_exact_in_float32(up):
+@pytest.mark.parametrize("up", [3, 5, 6, 24])
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+def test_enlargement_by_other_than_powers_of_two_is_exact_in_float32(up, method):
+    def enlarge(x):
+        return upsample(x, up) if method == "bilinear" else bicubic(x, up=up)
+
     x = torch.rand(1, 2, 3, 3000, generator=torch.Generator().manual_seed(0))
-    exact = bicubic(x.double(), up=up)
-    assert (bicubic(x, up=up) - exact).abs().max() < 1e-6
+    exact = enlarge(x.double())
+    if method == "bilinear":  # torch's own, which finds places of doubles in double
+        own = torch.nn.functional.interpolate(x.double(), scale_factor=float(up), mode=method, align_corners=False)
+        assert (exact - own).abs().max() < 1e-12
+    assert (enlarge(x) - exact).abs().max() < 1e-6
 
     class Enlarge(torch.nn.Module):
         def forward(self, x):
-            return bicubic(x, up=up)
+            return enlarge(x)
 
     dims = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
     program = torch.export.export(Enlarge(), (torch.rand(1, 2, 5, 7),), dynamic_shapes=dims).module()

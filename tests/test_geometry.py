@@ -130,6 +130,8 @@ OPERATIONS = {
     "context padded once": lambda: ContextModule(2, (1, 2), padding="once"),
     "reflect101": lambda: Run(lambda x: reflect101(x, 30, 1, -2, 3)),
     "bicubic as MATLAB": lambda: Run(lambda x: bicubic(x, up=2)),
+    "upsample 3": lambda: Run(lambda x: upsample(x, 3)),
+    "upsample 6": lambda: Run(lambda x: upsample(x, 6)),
     "deconvolution": lambda: Run(lambda x: deconvolution(x, 4)),
     "interp_map": lambda: Run(lambda x: interp_map(x, 3)),
     "log_interp_map": lambda: Run(lambda x: log_interp_map(x, 2)),
@@ -257,7 +259,13 @@ def test_front_end_sees_380_pixels():
 
 @pytest.mark.parametrize(
     ("factor", "offset", "function"),
-    [(2, -0.25, upsample), (8, -0.4375, upsample), (4, 0, interp_map), (4, -0.375, deconvolution)],
+    [
+        (2, -0.25, upsample),
+        (8, -0.4375, upsample),
+        (3, -1 / 3, upsample),
+        (4, 0, interp_map),
+        (4, -0.375, deconvolution),
+    ],
 )
 def test_offset_of_enlargement(factor, offset, function):
     """Half-pixel alignment: the centre of output 0 lies at (0 + 0.5) / f - 0.5; cell i at f i for interp_map."""

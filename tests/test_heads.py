@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from densectx.errors import ConfigError
+from densectx.model import DenseModel
 from densectx.registry import BACKBONES, HEADS
-from densectx.types import Feature
+from densectx.types import Feature, SourceInfo
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4])
@@ -72,3 +73,26 @@ def test_arguments_that_are_not_positive_are_refused():
         pyramid(width=0)
     with pytest.raises(ConfigError, match="unshuffle 0"):
         BACKBONES.build({"name": "plain", "unshuffle": 0})
+
+
+@pytest.mark.parametrize(
+    ("task", "channels", "info"),
+    [
+        ({"name": "segmentation", "mode": "binary"}, 1, SourceInfo(classes=("a", "b"), keys=("image", "mask"))),
+        (
+            {"name": "segmentation", "mode": "multilabel"},
+            2,
+            SourceInfo(classes=("a", "b"), keys=("image", "target"), target="labels"),
+        ),
+        ({"name": "regression"}, 1, SourceInfo(keys=("image", "target"), target="map")),
+        ({"name": "regression", "outputs": 2}, 2, SourceInfo(keys=("image", "target"), target="map")),
+        ({"name": "denoising"}, 3, SourceInfo()),
+        ({"name": "colorization"}, 2, SourceInfo()),
+    ],
+)
+def test_interpolated_probabilities_are_of_exclusive_classes(task, channels, info):
+    """``interp_map`` answers with log-probabilities that sum to one: 0 everywhere for one channel."""
+    config = {"backbone": "plain", "projection": {"channels": channels}, "context": "none"}
+    config["tasks"] = {"t": {**task, "source": "s", "head": {"name": "upsample", "method": "interp_map"}}}
+    with pytest.raises(ConfigError, match="interp_map is for classes of which each pixel has one"):
+        DenseModel.from_config(config, {"s": info})

@@ -17,7 +17,8 @@ from densectx.building import build_module
 from densectx.checkpoint import save_safetensors
 from densectx.inspection.cost import cost, count
 from densectx.inspection.effective import effective_field
-from densectx.inspection.subject import MODEL_KEYS, TRAINING_KEYS, subject_of
+from densectx.inspection.report import Wishes, inspect
+from densectx.inspection.subject import MODEL_KEYS, TRAINING_KEYS, Subject, subject_of
 from densectx.inspection.text import text_of
 from densectx.model import DenseModel
 from densectx.nn.context import ContextModule
@@ -37,6 +38,10 @@ def model_of(backbone="plain", context="context7", channels=4, **tasks):
     tasks = tasks or {"segmentation": {"name": "segmentation", "source": "s"}}
     config = {"backbone": backbone, "projection": {"channels": channels}, "context": context, "tasks": tasks}
     return DenseModel.from_config(config, {"s": INFO})
+
+
+def inspected(model, **wishes):
+    return inspect(Subject("m", "config", model, lambda: model), Wishes(**wishes))
 
 
 def run(capsys, *arguments):
@@ -95,6 +100,19 @@ def test_a_denoiser_that_is_told_the_level_has_a_cost():
     assert cost(model_of(**tasks), (16, 16)).parts["tasks.denoising"].macs > 0
 
 
+def test_multiply_adds_behind_the_head_are_those_of_its_task():
+    """A distribution a cell: 1x1 convolution to 313 logits, and the mean of 313 centres along a and b."""
+    tasks = {"t": {"name": "colorization", "source": "s", "target": "bins", "width": 7, "stride": 4}}
+    model = model_of(**tasks, s={"name": "segmentation", "source": "s"})
+    plain = model_of(t={**tasks["t"], "target": "regression", "width": None, "stride": None})
+    found, without = cost(model, (16, 24)), cost(plain, (16, 24))
+    exit_conv = 9 * 32 * 16 * 24  # of the decoder, for each channel that it gives
+    behind = (7 + 2) * 313 * (16 // 4) * (24 // 4)
+    assert found.parts["tasks.t"].macs - without.parts["tasks.t"].macs == behind + (7 - 2) * exit_conv
+    assert found.parts["backbone"].macs == cost(model, (16, 24), ["s"]).parts["backbone"].macs * 2
+    assert found.total.macs == sum(part.macs for part in found.parts.values())
+
+
 def test_a_shared_pass_is_counted_once():
     tasks = {key: {"name": "denoising", "source": "s", "head": "linear"} for key in ("a", "b")}
     one, two = cost(model_of(**tasks), (16, 16), ["a"]), cost(model_of(**tasks), (16, 16))
@@ -130,10 +148,11 @@ def test_effective_field_of_an_identity():
 
 
 def test_effective_field_leaves_the_model_alone():
-    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Dropout(0.5)).train()
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Dropout(0.5), nn.BatchNorm2d(1)).train()
+    model[2].eval()  # a frozen part
     first, second = (effective_field(model, (1, 1, 9, 9)).map for _ in range(2))
     assert np.array_equal(first, second)
-    assert model.training
+    assert [part.training for part in model.modules()] == [True, True, True, False]
     assert model[0].weight.grad is None
 
 
@@ -210,6 +229,42 @@ def test_global_layers_are_said(tmp_path, capsys):
     assert report["tasks"]["segmentation"]["answer"]["field"] == [None, None]
     assert report["tasks"]["segmentation"]["measured"] is None
     assert report["contexts"]["shared"]["dilations"] is None
+
+
+def test_a_zeroed_trunk_is_a_constant_and_no_global_layer():
+    both = {"s": {"name": "segmentation", "source": "s"}, "d": {"name": "denoising", "source": "s"}}
+    model = model_of(**both)
+    model.ablate = "trunk_zero"
+    report = inspected(model, shifts=0, effective=0)
+    zeroed, decoded = report.content["tasks"].values()
+    assert "answer" not in zeroed
+    assert "the answer of s does not depend on its input" in text_of(report.content)
+    assert not any(layer["global"] for layer in zeroed["layers"])
+    assert not any(layer["layer"].startswith("context") for layer in zeroed["layers"])
+    assert decoded["answer"]["field"] == [9, 9]  # four 3x3 convolutions of the head on the input
+    assert decoded["halo"]["left"] > 18  # but a window has the borders of the zeroed context too
+
+
+@pytest.mark.parametrize("stride", [3, 4])
+def test_the_field_of_colour_bins_is_that_of_the_answer(stride):
+    """Behind the head cells are averaged and enlarged: a pixel sees all of two cells along each axis."""
+    fields = {}
+    for target, more in (("regression", {}), ("bins", {"stride": stride})):
+        model = model_of(t={"name": "colorization", "source": "s", "target": target, **more})
+        report = inspected(model, shifts=4, effective=32)
+        task = report.content["tasks"]["t"]
+        assert all(one["agrees"] for one in task["measured"].values())
+        fields[target] = task["answer"]["field"][0]
+    assert fields["bins"] == fields["regression"] - 1 + 2 * stride
+
+
+def test_the_field_of_two_classes_is_measured():
+    """Probabilities of background and foreground sum to one: the gradient of their plain sum is zero."""
+    info = SourceInfo(classes=("a", "b"), keys=("image", "mask"))
+    config = {"backbone": "plain", "projection": {"channels": 4}, "context": "context7"}
+    config["tasks"] = {"t": {"name": "segmentation", "source": "s", "mode": "binary"}}
+    found = inspected(DenseModel.from_config(config, {"s": info}), shifts=0, effective=0).content["tasks"]["t"]
+    assert [(one["field"], one["agrees"]) for one in found["measured"].values()] == [(37, True)] * 2
 
 
 def test_a_named_model_says_what_would_take_long(capsys):
@@ -291,8 +346,6 @@ def test_model_keys_are_those_of_fit():
 def test_text_of_what_was_not_computed(tmp_path):
     path = tmp_path / "m.safetensors"
     save_safetensors(model_of(), path)
-    from densectx.inspection.report import Wishes, inspect
-
     report = inspect(subject_of(str(path)), Wishes(shifts=0, effective=0))
     assert "relative error" not in text_of(report.content)
     assert report.maps == {}

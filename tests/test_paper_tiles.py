@@ -11,8 +11,12 @@ from PIL import Image
 from densectx.checkpoint import save_safetensors
 from densectx.cli import main
 from densectx.data import windowed
+from densectx.errors import ConfigError
 from densectx.inference.paper_tiles import paper_tiles
+from densectx.inference.predictor import Predictor
+from densectx.inference.tiler import Setting
 from densectx.model import DenseModel
+from densectx.registry import MODELS
 from densectx.types import SourceInfo
 
 MARGIN = 186
@@ -123,6 +127,38 @@ def test_other_networks_are_refused(tmp_path, capsys):
     arguments = ["predict", str(tmp_path / "net.safetensors"), str(tmp_path), "-o", str(tmp_path / "out")]
     assert main([*arguments, "--tile", "paper"]) == 2
     assert "--tile paper" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "task", "channels"),
+    [
+        ("clean", {"name": "denoising", "head": "linear"}, 11),
+        ("depth", {"name": "regression", "low": 1, "high": 80, "head": "upsample"}, 1),
+    ],
+)
+def test_published_tiles_are_the_default_only_where_they_can_be(key, task, channels):
+    """Nobody asked for them: other tasks, and half precision, are answered without."""
+    config = MODELS.get("dilation8_camvid")()
+    config["backbone"] |= {"width": 2, "fc": 4, "tile": [MARGIN * 2 + 32, MARGIN * 2 + 32]}
+    (source, info), *_ = config.pop("sources").items()
+    info = SourceInfo(classes=info["classes"], keys=("image", "mask", "target"), target="map")
+    config["projection"] |= {"channels": channels}
+    config["tasks"][key] = {**task, "source": source}
+    if channels == 1:
+        config["tasks"]["segmentation"] |= {"head": "linear"}
+    torch.manual_seed(0)
+    model, cpu = DenseModel.from_config(config, {source: info}).eval(), torch.device("cpu")
+    picture = torch.rand(3, 40, 50)
+    predictor = Predictor(model, None, {}, cpu, "32")
+    assert predictor.tiling.setting.mode is None
+    expected = model.predict(picture)
+    for name, answer in predictor(picture).items():
+        assert (answer - expected[name]).abs().max() < 1e-6
+    if channels > 1:
+        assert Predictor(model, ["segmentation"], {}, cpu, "32").tiling.setting.mode == "paper"
+        assert Predictor(model, ["segmentation"], {}, cpu, "bf16").tiling.setting.mode is None
+    with pytest.raises(ConfigError, match=f"--tile paper: is for classes of .*, not '{key}'"):
+        Predictor(model, [key], {}, cpu, "32", Setting("paper"))
 
 
 def test_a_network_without_weights_names_convert(tmp_path, capsys):

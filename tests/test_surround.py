@@ -184,7 +184,8 @@ def test_the_loss_of_a_crop_is_that_of_its_cells(stride):
 
 def test_classes_that_are_all_but_excluded_still_teach():
     """Probabilities far below the least number of the type: a loss of p alone would be flat there."""
-    head = densectx.HEADS.build(SEGMENTATION["head"], features=[densectx.types.Feature(3, 8)], out_channels=3)
+    features = [densectx.types.Feature(3, 8)]
+    head = densectx.HEADS.build(SEGMENTATION["head"], features=features, out_channels=3, exclusive=True)
     scores = torch.tensor([0.0, 500.0, -400.0]).view(1, 3, 1, 1).expand(-1, -1, 2, 2).clone().requires_grad_()
     F.cross_entropy(head([scores], None)[..., ::8, ::8], torch.full((1, 2, 2), 2)).backward()
     torch.testing.assert_close(scores.grad[0, :, 0, 0], torch.tensor([0.0, 0.25, -0.25]))

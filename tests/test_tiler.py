@@ -179,6 +179,21 @@ SCALES = {f"sr{n}": {"name": "super_resolution", "source": "x", "scale": n, "hea
 TASKS |= SCALES
 
 
+@pytest.mark.fault("F03")
+def test_tiles_of_a_zeroed_trunk_equal_the_whole():
+    """Its maps are constant but where convolutions pad them with zeros: at each border of a picture, not of a tile."""
+    model = build(PLAIN, ["denoising", "segmentation"])
+    model.ablate = "trunk_zero"
+    for parameter in model.context.parameters():  # as after training: zeros without biases would stay zeros
+        torch.nn.init.normal_(parameter)
+    tiles = tiling(model, "exact:16")
+    image = torch.rand(3, 61, 83, generator=torch.Generator().manual_seed(0))
+    whole = model.predict(image, options=numbers(model))
+    for key, answer in tiles(image, numbers(model)).items():
+        assert relative(answer, whole[key]) < 1e-5
+    assert model.ablate == "trunk_zero"
+
+
 @pytest.fixture(scope="module", params=["sr2", "sr3", "sr4"])
 def enlarging(request):
     return tiling(build(PLAIN, [request.param]), "exact:4"), SCALES[request.param]["scale"]
@@ -303,7 +318,7 @@ def test_what_sees_the_whole_picture_is_refused_and_named(model, layer):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 300), st.integers(2, 12), st.integers(0, 40), st.sampled_from([1, 2, 8]))
+@given(st.integers(1, 300), st.integers(2, 12), st.integers(1, 40), st.sampled_from([1, 2, 8]))
 def test_weights_of_overlapping_windows_sum_to_one(size, units, overlap, stride):
     side = units * stride
     overlap = min(overlap, side - stride)
@@ -369,6 +384,18 @@ def test_tiles_that_are_no_multiple_of_the_stride_are_refused():
         exact_lines(100, 12, 4, 4, 8)
     with pytest.raises(ConfigError, match="multiple"):
         overlapping_lines(100, 12, 2, 8)
+
+
+@pytest.mark.parametrize(("period", "least"), [(1, 4), (2, 4), (3, 6), (8, 16)])
+def test_blended_windows_that_share_nothing_are_refused(period, least):
+    """A quarter of 3 pixels is none: there would be nothing to blend or to measure."""
+    model = build(PLAIN)
+    model.task("segmentation").period = period
+    for side in range(1, least):
+        with pytest.raises(ConfigError, match=rf"windows of {side} pixels.* at least {least}\."):
+            tiling(model, str(side))
+    answer = tiling(model, str(least))(torch.rand(3, least + 3, 2 * least), {})["segmentation"]
+    torch.testing.assert_close(answer.sum(0), torch.ones(least + 3, 2 * least), rtol=0, atol=1e-5)
 
 
 def test_a_window_that_does_not_fit_is_halved_and_said():

@@ -77,7 +77,7 @@ def stem_statistics(rgb: Sequence[float], channels: int, other: Sequence[float] 
     They follow the rule by which timm adapts the stem's weights (``timm.models.adapt_input_conv``): one channel has the
     sum of the three weights and so the average colour, N channels have weights R, G, B, R ... scaled by 3 / N. With
     equal values in all channels a stem of 1 or of a multiple of 3 channels responds like the RGB stem to gray (for 1 as
-    far as the three deviations agree).
+    far as the three deviations agree), unless it normalises its weights over the channels (nfnets of timm).
 
     Args:
         rgb: three values.
@@ -107,7 +107,7 @@ def add_maps(name: str, stem: nn.Conv2d, channels: int, maps: int) -> None:
 
     Args:
         name: of the network, for the message.
-        stem: first convolution of the network, of ``channels`` channels.
+        stem: first convolution of the network, of ``channels`` channels, which takes its weights as they are.
         channels: those it should have now.
         maps: how many to add.
 

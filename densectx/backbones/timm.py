@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 
 import timm
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.drop import DropPath
 from timm.models import load_state_dict
 from torch import Tensor, nn
@@ -39,8 +40,8 @@ class Timm(Backbone):
             branch, rising linearly from 0 at the first.
 
     Raises:
-        ConfigError: no such network, one that cannot be dilated (vgg, densenet, swin, vit ...), or ``drop_path`` for
-            one that has no residual branches to leave out.
+        ConfigError: no such network, one that cannot be dilated (vgg, densenet, swin, vit ...), ``drop_path`` for one
+            that has no residual branches to leave out, or ``maps`` for one that normalises the weights of its stem.
         CheckpointError: the weights cannot be loaded, or are not those of all levels.
     """
 
@@ -84,6 +85,11 @@ class Timm(Backbone):
             check_loaded(f"timm network {model!r}", self.net, weights, adapted=stem.weight if image != 3 else None)
         config = timm.get_pretrained_cfg(model)
         mean, std = (config.mean, config.std) if config is not None else ((0.5,) * 3, (0.25,) * 3)
+        if maps and type(stem) not in (nn.Conv2d, Conv2dSame):
+            raise ConfigError(
+                f"timm network {model!r}: its first convolution, a {type(stem).__name__}, normalises its weights over"
+                " all channels, so that those of maps would change the others; leave out maps."
+            )
         add_maps(f"timm network {model!r}", stem, image, maps)
         self.standardize = Standardize(
             stem_statistics(mean, image, (0.0,) * maps), stem_statistics(std, image, (1.0,) * maps)

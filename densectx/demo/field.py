@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-
 from densectx.errors import ConfigError
 from densectx.inspection.extent import Extent
-from densectx.inspection.geometry import geometry
+from densectx.inspection.halo import task_geometry
 from densectx.model import DenseModel
 
 
@@ -23,19 +21,14 @@ def field_of(model: DenseModel, key: str) -> dict[str, Any] | None:
         ``{"h": ..., "w": ...}``, each None where an answer sees the whole side of the picture, else ``{period, step,
         first, last}`` as :class:`densectx.inspection.extent.Extent` has them, in pixels of the picture.
     """
-    task = model.task(key)
-    side = model.stride * task.input_scale
-
-    def run(module: nn.Module, x: Tensor) -> Any:
-        return module({key: x})[key]
-
     try:
-        (output,) = geometry(model, (1, task.channels, side, side), run).outputs
+        (output,) = task_geometry(model, key).outputs
     except ConfigError:  # an operation that cannot be followed
         return None
     if output is None:
         return None
-    return {"h": _side(output.h, task.input_scale), "w": _side(output.w, task.input_scale)}
+    scale = model.task(key).input_scale
+    return {"h": _side(output.h, scale), "w": _side(output.w, scale)}
 
 
 def _side(extent: Extent | None, scale: int) -> dict[str, Any] | None:

@@ -30,6 +30,8 @@ class Graph(nn.Module):
     Attributes:
         options: names of the options in the order of the arguments, as ``denoising.sigma``; a negative number is
             estimated in the image where the task can.
+        unasked: a number for each that nobody has an opinion on: negative where the task estimates it, else its
+            default, or 1 without one.
         channels: C.
     """
 
@@ -37,6 +39,11 @@ class Graph(nn.Module):
         super().__init__()
         self.model, self.tasks = model, tuple(tasks)
         self.options = tuple(f"{key}.{option}" for key in tasks for option in model.task(key).options)
+        self.unasked = [
+            -1.0 if option in task.estimators else 1.0 if default is None else float(default)
+            for task in map(model.task, tasks)
+            for option, default in task.options.items()
+        ]
         self.channels = max(model.channels(key) for key in tasks)
 
     def forward(self, image: Tensor, *options: Tensor) -> dict[str, Tensor]:
@@ -46,7 +53,7 @@ class Graph(nn.Module):
     def example(self) -> tuple[Tensor, ...]:
         """Arguments of the recorded sizes."""
         batch, height, width = TRACED
-        return torch.rand(batch, self.channels, height, width), *(torch.tensor(-1.0) for _ in self.options)
+        return torch.rand(batch, self.channels, height, width), *map(torch.tensor, self.unasked)
 
 
 def record(graph: Graph) -> torch.export.ExportedProgram:

@@ -29,7 +29,7 @@ class Parity(NamedTuple):
 
 @torch.no_grad()
 def check(graph: Graph, answer: Answer) -> Parity:
-    """Compare a file with its model at :data:`SIZES`, on noise; with options estimated, and given.
+    """Compare a file with its model at :data:`SIZES`, on noise; with options estimated where they can be, and given.
 
     The difference is absolute, and relative to the largest number of an answer where that is above 1 (metres).
 
@@ -40,8 +40,7 @@ def check(graph: Graph, answer: Answer) -> Parity:
     generator = torch.Generator().manual_seed(0)
     for batch, height, width in SIZES:
         image = torch.rand(batch, graph.channels, height, width, generator=generator)
-        estimated = [-1.0] * len(graph.options)
-        for options in [estimated, *([_given(graph, image)] if graph.options else [])]:
+        for options in [graph.unasked, *([_given(graph, image)] if graph.options else [])]:
             arguments = [image, *(torch.tensor(value) for value in options)]
             expected, found = graph(*arguments), answer(arguments)
             where = f"{batch} x {graph.channels} x {height} x {width}"

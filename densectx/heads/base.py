@@ -13,7 +13,8 @@ class Head(nn.Module, ABC):
 
     Runtime arguments a head may take, all given by the model: ``features`` (the trunk's levels, fine to coarse, the
     last one being the context module's output), ``in_channels`` (of the task input), ``out_channels``, ``scale``
-    (output size / input size), ``residual`` (the output is a correction of the task input's first channels).
+    (output size / input size), ``residual`` (the output is a correction of the task input's first channels),
+    ``exclusive`` (softmax makes probabilities of the output: of classes, each pixel has one).
 
     Attributes:
         reads_pyramid: whether ``forward`` looks at levels below the context module's output. For a head that does

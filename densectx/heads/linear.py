@@ -64,9 +64,10 @@ class Upsample(Head):
             fades at the borders (Dilation10, DRN); ``interp_map``, of class probabilities with cell i at pixel 8 i
             (Dilation7 and 8): the output is the logarithm of interpolated probabilities, so that softmax returns them
             and a loss at pixels 8 i is that of the cells.
+        exclusive: given by the task.
 
     Raises:
-        ConfigError: other channels than the task's, another method, a factor that the method cannot do.
+        ConfigError: other channels than the task's, another method, a factor or a task that the method is not for.
     """
 
     reads_pyramid = False
@@ -77,6 +78,7 @@ class Upsample(Head):
         out_channels: int,
         scale: int = 1,
         method: Literal["bilinear", "deconvolution", "interp_map"] = "bilinear",
+        exclusive: bool = False,
     ) -> None:
         super().__init__()
         if features[-1].channels != out_channels:
@@ -87,6 +89,11 @@ class Upsample(Head):
         self.factor, self.method = features[-1].stride * scale, method
         if method not in ("bilinear", "deconvolution", "interp_map"):
             raise ConfigError(f"head 'upsample': method {method!r} is not bilinear, deconvolution or interp_map.")
+        if method == "interp_map" and not exclusive:
+            raise ConfigError(
+                "head 'upsample': interp_map is for classes of which each pixel has one (segmentation, mode"
+                " multiclass), not for this task; take bilinear."
+            )
         if method == "deconvolution" and self.factor % 2:
             raise ConfigError(f"head 'upsample': deconvolution needs an even factor, not {self.factor}; take bilinear.")
 

@@ -98,7 +98,8 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
             metavar="HOW",
             help="how large images are taken: whole; exact or exact:N, in tiles of N pixels that give the answer of the"
             " whole; N, in blended windows of N pixels, whose seam error is printed; paper, as the published networks"
-            " were (default: paper for those; else whole if it fits into memory, else exact, else blended)",
+            " were (default: paper for their classes in float32; else whole if it fits into memory, else exact, else"
+            " blended)",
         ),
         parser.add_argument(
             "--tta",

@@ -17,9 +17,9 @@ from densectx.nn.precision import full, no_autocast
 from densectx.nn.resize import reflect101
 
 
-def default_paper(model: DenseModel) -> bool:
-    """Whether a model is one of the published networks, which say how large their inputs were."""
-    return isinstance(model.backbone, MarginBackbone) and model.backbone.tile is not None
+def default_paper(model: DenseModel, tasks: Sequence[str]) -> bool:
+    """Whether published tiles are the default: for all of these tasks a published network can be taken in them."""
+    return _obstacle(model, tasks) is None
 
 
 def check_paper(model: DenseModel, tasks: Sequence[str]) -> None:
@@ -28,17 +28,28 @@ def check_paper(model: DenseModel, tasks: Sequence[str]) -> None:
     Raises:
         ConfigError: the network has no published tile, or is none of the paper's.
     """
-    if not default_paper(model):
-        raise ConfigError(
-            "--tile paper: is for networks with a published input size (model.backbone.tile, as dilation8_camvid has);"
-            " take --tile whole."
-        )
-    others = [key for key in tasks if not isinstance(model.task(key).head, Upsample) or model.channels(key) != 3]
+    if obstacle := _obstacle(model, tasks):
+        raise ConfigError(f"--tile paper: is for {obstacle}; take --tile whole.")
+
+
+def _obstacle(model: DenseModel, tasks: Sequence[str]) -> str | None:
+    """What published tiles are for, where a model is not that."""
+    if not isinstance(model.backbone, MarginBackbone) or model.backbone.tile is None:
+        return "networks with a published input size (model.backbone.tile, as dilation8_camvid has)"
+    others = [key for key in tasks if not _published(model, key)]
     if others or model.kinds or model.ablate:
-        raise ConfigError(
-            f"--tile paper: is for networks whose head is 'upsample'{f', not {others[0]!r}' if others else ''}, without"
-            " norms per input and ablations; take --tile whole."
+        return (
+            f"classes of colour images by a head 'upsample'{f', not {others[0]!r}' if others else ''}, without norms"
+            " per input and ablations"
         )
+    return None
+
+
+def _published(model: DenseModel, key: str) -> bool:
+    """Whether a task is the paper's: its input, which is not asked for, the image, and its answer of that size."""
+    task = model.task(key)
+    as_it_is = task.output == "classes" and task.unchanged and task.scale == 1
+    return as_it_is and isinstance(task.head, Upsample) and model.channels(key) == 3
 
 
 class _Part(NamedTuple):

@@ -68,16 +68,17 @@ class Predictor:
         self.model, self.options = model.to(device), dict(options)
         self.device, self.precision = device, precision
         self.model.eval()
-        self.tiling = Tiling(self.model, self.tasks, tile, self._whole, say, sharing)
-        if precision == "bf16" and self.tiling.setting.mode == "paper":
+        if precision == "bf16" and tile.mode == "paper":
             raise ConfigError(
                 "--precision bf16: published tiles are taken in float32; leave it out or take --tile whole."
             )
+        published = precision != "bf16"
+        self.tiling = Tiling(self.model, self.tasks, tile, self._whole, say, sharing, published=published)
         by_views: dict[tuple[View, ...], list[str]] = {}
         for key in self.tasks if tta else ():
             by_views.setdefault(views_of(model.task(key), key), []).append(key)
         self._ensemble = [
-            (views, Tiling(self.model, keys, tile, partial(self._whole, tasks=keys), say, sharing))
+            (views, Tiling(self.model, keys, tile, partial(self._whole, tasks=keys), say, sharing, published=published))
             for views, keys in by_views.items()
         ]
         self.shapes = self.probe(1)

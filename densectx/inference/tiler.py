@@ -5,19 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, TypeAlias, final
+from typing import Literal, Protocol, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from densectx.errors import ConfigError
-from densectx.inference.windows import Halo, Line, check_core, check_side, cost, exact_lines, grid, overlapping_lines
+from densectx.inference.windows import (
+    OVERLAP,
+    Halo,
+    Line,
+    check_core,
+    check_side,
+    cost,
+    exact_lines,
+    grid,
+    overlapping_lines,
+)
 
 Mode: TypeAlias = Literal["whole", "exact", "blend", "paper"]
 Answers: TypeAlias = dict[str, Tensor]
 Run: TypeAlias = Callable[[Tensor], Answers]
-OVERLAP: Final = 0.25
-"""Share of a blended window that its neighbour sees too."""
 
 
 class Source(Protocol):

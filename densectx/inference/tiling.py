@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Final, final
+from typing import Final, cast, final
 
 import torch
 from torch import Tensor
@@ -29,11 +29,13 @@ from densectx.inference.tiler import (
     plan_whole,
     run_exact,
 )
-from densectx.inference.windows import Halo
+from densectx.inference.windows import Halo, least_side
+from densectx.inspection.cost import numbers
 from densectx.inspection.geometry import LayerField, geometry
+from densectx.inspection.halo import with_trunk
 from densectx.model import DenseModel
 from densectx.tasks.base import Options
-from densectx.tasks.options import one_of
+from densectx.tasks.options import flat, one_of
 
 _SMALL: Final = 1 << 20  # pixels that are taken at once without a thought
 _SHARE: Final = 0.5  # of the free memory that a pass may take
@@ -53,6 +55,7 @@ class Tiling:
         run: a whole pass: (image, options) -> answers.
         say: takes a line for the user.
         sharing: processes that take memory of the same device.
+        published: whether published tiles are the default for the networks that have them.
 
     Attributes:
         step: pixels at whose multiples windows start: there the model's grid begins anew, and so does what the tasks
@@ -71,9 +74,12 @@ class Tiling:
         run: Callable[[Tensor, Options], Answers],
         say: Callable[[str], None] = lambda line: None,
         sharing: int = 1,
+        *,
+        published: bool = True,
     ) -> None:
         self.model, self.tasks, self._run, self.say, self._sharing = model, list(tasks), run, say, sharing
-        self.setting = Setting("paper") if setting.mode is None and default_paper(model) else setting
+        published = published and setting.mode is None and default_paper(model, self.tasks)
+        self.setting = Setting("paper") if published else setting
         if self.setting.mode == "paper":
             check_paper(model, self.tasks)
         self.step = math.lcm(model.stride, *(model.task(key).period for key in self.tasks))
@@ -199,13 +205,12 @@ class Tiling:
 
     @cached_property
     def _fields(self) -> list[LayerField | None]:
-        """Of each task's answer, run-time options being numbers."""
-        numbers = {f"{key}.{name}": 1.0 for key in self.tasks for name in self.model.task(key).options}
+        """Of each task's answer, with the trunk of an ablated model, run-time options being numbers."""
+        options = flat({key: numbers(self.model.task(key)) for key in self.tasks})
         channels = max(self.model.channels(key) for key in self.tasks)
 
         def run(model: torch.nn.Module, x: Tensor) -> list[Tensor]:
-            assert isinstance(model, DenseModel)
-            answers = model.predict(x, self.tasks, numbers)
+            answers = cast("DenseModel", with_trunk(model)).predict(x, self.tasks, options)
             return [answers[key] for key in self.tasks]
 
         # a gray model on colours enlarges chroma bicubically: three channels show that too
@@ -219,9 +224,9 @@ class Tiling:
     @cached_property
     def _bytes(self) -> float:
         """Of memory, for each pixel of a pass; a gray model takes the three channels of a colour picture at once."""
-        numbers = {f"{key}.{name}": 1.0 for key in self.tasks for name in self.model.task(key).options}
+        options = flat({key: numbers(self.model.task(key)) for key in self.tasks})
         channels = 3 if self.channels == 1 else self.channels
-        return bytes_per_pixel(lambda image: self._run(image, numbers), channels, self.device)
+        return bytes_per_pixel(lambda image: self._run(image, options), channels, self.device)
 
     def _room(self) -> float:
         return _SHARE * free_bytes(self.device) / self._sharing
@@ -278,7 +283,7 @@ class Tiling:
 
     def _blended(self) -> int:
         side = min(_BLEND, self._side(min(self._room(), _MOST)))
-        return max(side // self.step * self.step, 2 * self.step)
+        return max(side // self.step * self.step, least_side(self.step))
 
     def _smaller(self, plan: Plan, height: int, width: int, error: BaseException) -> Plan:
         """The same with windows of half the side, blended where exact ones are not worth it; raises other errors again.
@@ -312,7 +317,7 @@ class Tiling:
             if self.setting.mode == "exact":
                 return None
             half = min(half, self._blended())
-        return plan_blend(height, width, half, self.step) if half >= 2 * self.step else None
+        return plan_blend(height, width, half, self.step) if half >= least_side(self.step) else None
 
     def _tell(self, line: str) -> None:
         """Once: folders hold many pictures of one size."""

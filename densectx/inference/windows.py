@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple, final
+from math import ceil
+from typing import Final, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from densectx.errors import ConfigError
+
+OVERLAP: Final = 0.25
+"""Share of a blended window that its neighbour sees too."""
 
 
 class Line(NamedTuple):
@@ -88,7 +92,7 @@ def overlapping_lines(size: int, side: int, overlap: int, step: int) -> list[Lin
     Args:
         size: of the picture.
         side: of the windows, a multiple of the step.
-        overlap: least pixels that neighbours share, below ``side``.
+        overlap: least pixels that neighbours share, at least 1 and below ``side``.
         step: windows start at its multiples.
 
     Raises:
@@ -104,13 +108,18 @@ def check_side(side: int, overlap: int, step: int) -> None:
     """Refuse windows that :func:`overlapping_lines` cannot make.
 
     Raises:
-        ConfigError: a side that is no multiple of the step, or too small for its overlap.
+        ConfigError: a side that is no multiple of the step, or too small for its overlap, or for having one.
     """
-    if side % step or side - overlap < step:
+    if side % step or side - overlap < step or overlap < 1:
         raise ConfigError(
             f"windows of {side} pixels with {overlap} shared: this model's windows start at multiples of {step}; take"
-            f" one of them, at least {2 * step}."
+            f" one of them, at least {least_side(step)}."
         )
+
+
+def least_side(step: int) -> int:
+    """The smallest window of which neighbours share a pixel, :data:`OVERLAP` of it, and that goes on by a step."""
+    return max(2, ceil(1 / OVERLAP / step)) * step
 
 
 def weights(lines: list[Line]) -> list[NDArray[np.float64]]:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from densectx.inspection.shell import shell_of
 from densectx.model import DenseModel
+from densectx.tasks.base import Task
 
 
 class PartCost(NamedTuple):
@@ -31,7 +32,7 @@ class Cost(NamedTuple):
 
     Attributes:
         parts: ``backbone``, ``projection``, ``context`` (all of them where each task has its own) and
-            ``tasks.KEY`` for each task's head.
+            ``tasks.KEY`` for each task's head and what it makes of the head's output.
         size: (H, W) of the picture.
     """
 
@@ -65,9 +66,15 @@ def cost(model: DenseModel, size: tuple[int, int], tasks: Iterable[str] | None =
     for key in keys:
         task = shell.task(key)
         image = images.setdefault(task.source, torch.empty(1, model.channels(key), *size, device="meta"))
-        inputs[key] = task.inputs(image, dict.fromkeys(task.options, 1.0))
-    with torch.no_grad(), counter:
-        shell(inputs)
+        inputs[key] = task.inputs(image, numbers(task))
+    behind = {}
+    with torch.no_grad():
+        with counter:
+            outputs = shell(inputs)
+        for key, output in outputs.items():
+            with FlopCounterMode(display=False) as own:
+                shell.task(key).postprocess(output, inputs[key])
+            behind[key] = own.get_total_flops() // 2
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     root = type(model).__name__
 
@@ -77,13 +84,22 @@ def cost(model: DenseModel, size: tuple[int, int], tasks: Iterable[str] | None =
         outer = [n for n in inside if not any(n != other and n.startswith(f"{other}.") for other in inside)]
         return sum(flops[name] for name in outer) // 2
 
+    heads = {key: macs(f"{root}.tasks.{key}") for key in model.tasks}
     parts = {
         "projection": PartCost(count(model.projection), macs(f"{root}.projection")),
         "context": PartCost(count(model.context), macs(f"{root}.context")),
-        **{f"tasks.{k}": PartCost(count(model.task(k)), macs(f"{root}.tasks.{k}")) for k in model.tasks},
+        **{f"tasks.{k}": PartCost(count(model.task(k)), head + behind.get(k, 0)) for k, head in heads.items()},
     }
-    rest = flops["Global"] // 2 - sum(part.macs for part in parts.values())
+    rest = flops["Global"] // 2 + sum(behind.values()) - sum(part.macs for part in parts.values())
     return Cost({"backbone": PartCost(count(model.backbone), rest), **parts}, size)
+
+
+def numbers(task: Task) -> dict[str, float]:
+    """A number for each run-time option, for looks that depend on none: the default, or 1; nothing is estimated."""
+    return {
+        name: 1.0 if default is None or (name in task.estimators and default < 0) else float(default)
+        for name, default in task.options.items()
+    }
 
 
 def count(module: nn.Module) -> int:

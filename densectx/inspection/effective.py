@@ -59,7 +59,7 @@ def effective_field(
     device, dtype = (torch.device("cpu"), torch.float32) if first is None else (first.device, first.dtype)
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(shape[2:], dtype=torch.float64)
-    training = module.training
+    modes = {part: part.training for part in module.modules()}  # frozen parts have their own
     module.eval()
     try:
         for _ in range(math.ceil(samples / shape[0])):
@@ -71,7 +71,8 @@ def effective_field(
             (gradient,) = torch.autograd.grad((output[..., row, column] * signs).sum(), x)
             total += gradient.double().abs().sum((0, 1)).cpu()
     finally:
-        module.train(training)
+        for part, training in modes.items():
+            part.training = training
     values = total.numpy()
     values = values / values.max() if values.max() > 0 else values
     area = int((values > SHARE).sum())

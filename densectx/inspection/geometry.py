@@ -57,7 +57,8 @@ class Geometry:
     """The layers of a network and what it answers with.
 
     Attributes:
-        layers: convolutions, pools, resamplings and global operations in the order in which they run.
+        layers: convolutions, pools, resamplings and global operations, of what depends on the input, in the order in
+            which they run.
         outputs: the tensors that the network answers with, flattened; None for a constant.
     """
 
@@ -142,12 +143,13 @@ class _Pair:
         layers = [
             self._field(large.layer, large.operation, large.channels, small.axes, large.axes)
             for small, large in zip(*steps, strict=True)
+            if not _constant(large.axes)
         ]
         answers: list[LayerField | None] = []
         for one, other in zip(*outputs, strict=True):
             axes = self.small.axes(one), self.large.axes(other)
             channels = int(other.shape[1]) if other.ndim > 1 else 1
-            if axes[0] is None or axes[1] is None:
+            if axes[0] is None or axes[1] is None or _constant(axes[1]):
                 answers.append(None)
             else:
                 answers.append(self._field("", "output", channels, axes[0], axes[1]))
@@ -182,6 +184,11 @@ class _Pair:
                 " not regular at any size."
             ) from None
         return found[1]
+
+
+def _constant(axes: Axes) -> bool:
+    """Whether it was computed from numbers alone that do not depend on the input (any more)."""
+    return all(bool((spans.lo == NONE).all()) and not spans.causes for spans in axes)
 
 
 def _widest(spans: Spans) -> int:

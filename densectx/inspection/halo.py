@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import cast, final
 
 from torch import Tensor, nn
 
 from densectx.errors import ConfigError, unknown
 from densectx.inspection.geometry import Extent, Geometry, LayerField, geometry
 from densectx.model import DenseModel
+from densectx.nn.precision import full
 
 
 @final
@@ -36,7 +37,7 @@ class Halo:
         top: pixels.
         bottom: pixels.
         period: (rows, columns) of answers after which the pattern repeats.
-        stride: of the model, at whose multiples windows start.
+        stride: pixels at whose multiples windows start, see :func:`step_of`.
         causes: layers that are global; empty where the halo is finite.
     """
 
@@ -59,14 +60,40 @@ def task_geometry(model: DenseModel, task: str) -> Geometry:
     Raises:
         ConfigError: no such task, or as :func:`densectx.inspection.geometry.geometry`.
     """
+    return _geometry(model, task, lambda module, x: answer(module, task, x))
+
+
+def _geometry(model: DenseModel, task: str, run: Callable[[nn.Module, Tensor], Tensor]) -> Geometry:
     if task not in model.tasks:
         raise ConfigError(unknown("task", task, model.tasks))
-    side = model.stride * model.task(task).input_scale
-
-    def run(module: nn.Module, x: Tensor) -> Any:
-        return module({task: x})[task]
-
+    side = step_of(model, task)
     return geometry(model, (1, model.task(task).channels, side, side), run)
+
+
+def answer(model: nn.Module, task: str, x: Tensor) -> Tensor:
+    """A task's input to what ``predict`` returns for it, in the precision of the model.
+
+    Args:
+        model: a :class:`densectx.model.DenseModel`, or a copy of one.
+        task: its key.
+        x: (B, channels, H, W), of sizes that :func:`step_of` divides.
+    """
+    dense = cast("DenseModel", model)
+    return dense.task(task).postprocess(full(dense({task: x})[task]), x)
+
+
+def step_of(model: DenseModel, task: str) -> int:
+    """Pixels of a task's input after which the model's grid and what the task makes of a picture begin anew."""
+    return math.lcm(model.stride, model.task(task).period) * model.task(task).input_scale
+
+
+def with_trunk(model: nn.Module) -> nn.Module:
+    """A copy that is being traced, without its ablation: it looks no less far.
+
+    The zeros that pad maps of a zeroed trunk are no part of a field, and yet answers near a border are others.
+    """
+    cast("DenseModel", model).ablate = None
+    return model
 
 
 def halo(model: DenseModel, task: str) -> Halo:
@@ -79,17 +106,17 @@ def halo(model: DenseModel, task: str) -> Halo:
     Raises:
         ConfigError: as :func:`task_geometry`.
     """
-    output = task_geometry(model, task).outputs[0]
-    return Halo(0, 0, 0, 0, (1, 1), model.stride) if output is None else halo_of(model, task, output)
+    output = _geometry(model, task, lambda module, x: answer(with_trunk(module), task, x)).outputs[0]
+    return Halo(0, 0, 0, 0, (1, 1), step_of(model, task)) if output is None else halo_of(model, task, output)
 
 
 def halo_of(model: DenseModel, task: str, output: LayerField) -> Halo:
-    """The same from what :func:`task_geometry` said of the answer."""
+    """The same, of a model without an ablation, from what :func:`task_geometry` said of the answer."""
     scale, smaller = model.task(task).scale, model.task(task).input_scale
     top, bottom = _sides(output.h, scale, smaller)
     left, right = _sides(output.w, scale, smaller)
     periods = [1 if extent is None else extent.period for extent in (output.h, output.w)]
-    return Halo(left, right, top, bottom, (periods[0], periods[1]), model.stride, output.causes)
+    return Halo(left, right, top, bottom, (periods[0], periods[1]), step_of(model, task), output.causes)
 
 
 def _sides(extent: Extent | None, scale: int, smaller: int) -> tuple[float, float]:

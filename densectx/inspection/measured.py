@@ -58,9 +58,9 @@ def supports(
 ) -> list[Support]:
     """Where the gradient of output positions is not zero, on a thin copy of a network.
 
-    In the copy every convolution is a mean over its input channels and its taps, in float64; norms, activations and
-    dropout do nothing and a max-pool is a mean. Nothing cancels, so that the gradient vanishes exactly where no path
-    leads, and a pass costs about one channel a layer.
+    In the copy every convolution is a mean over its input channels and its taps, in float64; norms, activations, powers
+    and dropout do nothing and a max-pool is a mean. Nothing cancels, so that the gradient vanishes exactly where no
+    path leads, and a pass costs about one channel a layer.
 
     An axis needs no more of the other one than that some path is left: a strip of a few cells is enough for
     convolutions of odd kernels, whose middle tap stays inside; see :func:`measured`.
@@ -83,9 +83,11 @@ def supports(
         with Thin(shared=False):
             output = thin(x) if run is None else run(thin, x)
     height, width = output.shape[-2:]
+    # channels of an answer may be p and 1 - p: with weights of their own not even those cancel
+    weight = torch.rand(output.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5
     found = []
     for row, column in [(height // 2, width // 2)] if positions is None else positions(height, width):
-        (gradient,) = torch.autograd.grad(output[..., row, column].sum(), x, retain_graph=True)
+        (gradient,) = torch.autograd.grad((output[..., row, column] * weight).sum(), x, retain_graph=True)
         seen = (gradient != 0).any(0).any(0)
         found.append(Support((row, column), seen.any(1).numpy(), seen.any(0).numpy()))
     return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from densectx.inspection.cost import cost
 from densectx.inspection.effective import EffectiveField, effective_field
 from densectx.inspection.equivariance import ShiftError, equivariance
-from densectx.inspection.halo import Halo
+from densectx.inspection.halo import Halo, answer, step_of
 from densectx.inspection.references import references
 from densectx.model import DenseModel
 from densectx.nn.context import Context
@@ -35,7 +35,7 @@ def effective_of_task(model: DenseModel, key: str, halo: Halo, side: int | None)
         side: of the inputs, rounded up to what the model takes; None for the largest, up to the field, in the budget.
     """
     task = model.task(key)
-    cell = model.stride * task.input_scale
+    cell = step_of(model, key)
     reach = max(halo.left, halo.right, halo.top, halo.bottom)
     sides = _SIDES if side is None else (side,)
     wanted = [min(one, 2 * reach + cell) for one in sides] if side is None else [side]
@@ -46,8 +46,7 @@ def effective_of_task(model: DenseModel, key: str, halo: Halo, side: int | None)
             continue
 
         def run(module: nn.Module, x: Tensor) -> Tensor:
-            answer: Tensor = module({key: x})[key]
-            return answer
+            return answer(module, key, x)
 
         return effective_field(model, (1, task.channels, length, length), SAMPLES, run=run)
     return None
@@ -66,7 +65,7 @@ def shifts_of_task(
         always: whatever it costs.
     """
     task, reach = model.task(key), max(halo.left, halo.right)
-    cell, scale = model.stride * task.input_scale, Fraction(task.scale, task.input_scale)
+    cell, scale = step_of(model, key), Fraction(task.scale, task.input_scale)
     kept = 2 * (max(shifts) + cell)
     length = -(-math.ceil((2 * reach if math.isfinite(reach) else 256) + kept) // cell) * cell
     picture = (cell // task.input_scale, length // task.input_scale)
@@ -74,8 +73,7 @@ def shifts_of_task(
         return None
 
     def run(x: Tensor) -> Tensor:
-        answer: Tensor = model({key: x})[key]
-        return answer
+        return answer(model, key, x)
 
     x = torch.rand(1, task.channels, cell, length, generator=torch.Generator().manual_seed(0))
     return equivariance(run, x, shifts, reach * float(scale), scale=scale)

@@ -15,7 +15,7 @@ from densectx.inspection.cost import cost
 from densectx.inspection.coverage import coverage, suggest_dilations
 from densectx.inspection.equivariance import ShiftError
 from densectx.inspection.geometry import Extent, LayerField
-from densectx.inspection.halo import halo_of, task_geometry
+from densectx.inspection.halo import answer, halo, halo_of, step_of, task_geometry
 from densectx.inspection.kernels import is_kronecker
 from densectx.inspection.measured import Measured, measured
 from densectx.inspection.probes import effective_of_task, shifts_of_context, shifts_of_references, shifts_of_task
@@ -107,12 +107,12 @@ def inspect(subject: Subject, wishes: Wishes, say: Callable[[str], None] = lambd
         content["tasks"][key] = entry
         if output is None:  # trunk_zero: the answer does not depend on the picture
             continue
-        halo = halo_of(model, key, output)
+        reach = halo_of(model, key, output) if model.ablate is None else halo(model, key)
         entry["answer"] = _layer(output)
-        entry["halo"] = {side: _finite(getattr(halo, side)) for side in ("left", "right", "top", "bottom")}
+        entry["halo"] = {side: _finite(getattr(reach, side)) for side in ("left", "right", "top", "bottom")}
         entry["measured"] = _measured(model, key, output)
         if real is not None and wishes.effective != 0:
-            effective = effective_of_task(real, key, halo, wishes.effective)
+            effective = effective_of_task(real, key, reach, wishes.effective)
             if effective is None:
                 content["skipped"].append(
                     f"effective field of {key}: more than seconds; --effective PIXELS computes it"
@@ -126,7 +126,7 @@ def inspect(subject: Subject, wishes: Wishes, say: Callable[[str], None] = lambd
                     "sigma": [_finite(sigma) for sigma in effective.sigma],
                 }
         if real is not None and shifts:
-            errors = shifts_of_task(real, key, halo, shifts, always=wishes.thorough)
+            errors = shifts_of_task(real, key, reach, shifts, always=wishes.thorough)
             if errors is None:
                 content["skipped"].append(f"shifts of {key}: more than seconds; --thorough computes them")
             entry["shifts"] = _shifts(errors)
@@ -155,18 +155,16 @@ def _layer(layer: LayerField) -> dict[str, Any]:
 
 def _measured(model: DenseModel, key: str, output: LayerField) -> dict[str, Any] | None:
     """Along rows and columns; None for an infinite field, for which every size of input gives another one."""
-    task = model.task(key)
 
     def run(module: nn.Module, x: Tensor) -> Tensor:
-        answer: Tensor = module({key: x})[key]
-        return answer
+        return answer(module, key, x)
 
     found = {}
     for axis, (name, extent) in enumerate((("rows", output.h), ("columns", output.w))):
         if extent is None or extent.causes:
             return None
         found[name] = _measurement(
-            measured(model, task.channels, model.stride * task.input_scale, extent, axis, run), extent
+            measured(model, model.task(key).channels, step_of(model, key), extent, axis, run), extent
         )
     return found
 

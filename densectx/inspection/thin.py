@@ -15,7 +15,7 @@ from densectx.errors import ConfigError
 
 _CHANNELWISE: Final = frozenset({"avg_pool2d", "interpolate"})
 _NOTHING: Final = """
-relu relu_ relu6 leaky_relu leaky_relu_ gelu silu silu_ sigmoid sigmoid_ tanh hardswish hardswish_ hardsigmoid
+pow relu relu_ relu6 leaky_relu leaky_relu_ gelu silu silu_ sigmoid sigmoid_ tanh hardswish hardswish_ hardsigmoid
 hardsigmoid_ hardtanh hardtanh_ elu elu_ selu mish softplus softmax log_softmax log clamp clamp_ clamp_min clamp_max
 clip dropout dropout1d dropout2d feature_dropout batch_norm layer_norm group_norm instance_norm rms_norm
 """

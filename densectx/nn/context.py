@@ -6,6 +6,7 @@ the identity (on non-negative features), so it can be put into any network that 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -66,7 +67,8 @@ class ContextModule(Context):
             1 / width. With 0, the grouped channels of wide layers stay tied for ever.
         residual: ``x + f(x)`` with f starting at zero, for signed features.
         init: ``identity``, or ``random`` for comparison (He et al. 2015; a residual branch then starts anywhere).
-        norm: ``batch``, ``group`` or null after each 3x3 convolution; the start is the identity only without.
+        norm: ``batch``, ``group`` or null after each 3x3 convolution; the start is the identity only without. With
+            ``group`` each cell sees all of them, by their mean and variance, and exact tiling is impossible.
         padding: ``each`` layer by its dilation, or ``once`` by the sum of all dilations before the first layer (the
             paper's VOC network); the two differ near borders only. Both pad with zeros.
 
@@ -100,7 +102,7 @@ class ContextModule(Context):
             raise ConfigError(f"context: init {init!r} is not 'identity' or 'random'.")
         self.residual = residual
         self.margin = sum(dilations) if padding == "once" else 0
-        self._receptive_field = 1 + 2 * sum(dilations)
+        self._receptive_field = math.inf if norm == "group" else 1 + 2 * sum(dilations)
         channels = [in_channels, *(in_channels * width for width in widths)]
 
         def start(conv: nn.Conv2d, *, zero: bool = False) -> None:
@@ -122,7 +124,10 @@ class ContextModule(Context):
 
     @property
     def receptive_field(self) -> float:
-        """1 + 2 * (sum of dilations) cells: 67 for Basic and Large, 35 for context7, 259 for context10."""
+        """1 + 2 * (sum of dilations) cells: 67 for Basic and Large, 35 for context7, 259 for context10.
+
+        Infinite with group norms.
+        """
         return self._receptive_field
 
     def forward(self, x: Tensor) -> Tensor:

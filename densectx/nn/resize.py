@@ -34,10 +34,27 @@ def missing(size: int, multiple: int) -> int:
 
 
 def upsample(x: Tensor, factor: int) -> Tensor:
-    """Bilinear by an integer factor, half-pixel aligned: (B, C, h, w) -> (B, C, h * factor, w * factor)."""
+    """Bilinear by an integer factor, half-pixel aligned: (B, C, h, w) -> (B, C, h * factor, w * factor).
+
+    Rounded alike at every place of a map of any size, so that a part of it answers as the whole.
+    """
     if factor == 1:
         return x
+    if factor & (factor - 1):  # thirds are no floats: torch finds places in float32, off by more the larger the map
+        return _bilinear_phases(_bilinear_phases(x, factor, 3), factor, 2)
     return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
+
+
+def _bilinear_phases(x: Tensor, factor: int, axis: int) -> Tensor:
+    """Enlarge along an axis by one blend of neighbours for each of the places that a cell is given."""
+    cells = x.shape[axis]
+    before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, cells - 1)], axis)
+    after = torch.cat([x.narrow(axis, 1, cells - 1), x.narrow(axis, cells - 1, 1)], axis)
+    phases = []
+    for number in range(factor):
+        twice = 2 * number + 1 - factor  # how far from the cell's middle, in halves of a new pixel
+        phases.append(torch.lerp(x, before if twice < 0 else after, abs(twice) / (2 * factor)) if twice else x)
+    return torch.stack(phases, axis + 1).flatten(axis, axis + 1)
 
 
 def bicubic(x: Tensor, *, up: int = 1, down: int = 1) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, cast, final
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from densectx.errors import ConfigError
 from densectx.inspection.geometry import Geometry, LayerField, geometry
+from densectx.inspection.halo import step_of
 from densectx.model import DenseModel
+from densectx.nn.precision import full
 from densectx.report.chart import Line, chart
 from densectx.report.history import Series
 from densectx.report.images import embedded
@@ -60,14 +62,14 @@ def receptive_field(model: DenseModel, measured: Mapping[str, Measured]) -> Sect
 
 
 def _fields(model: DenseModel) -> tuple[dict[str, _Field], list[LayerField]]:
-    """By task; and the layers on the way to the first one. Tasks with inputs of equal channels share a pass."""
+    """By task; and the layers on the way to the first one. Tasks with inputs of equal shape share a pass."""
     fields: dict[str, _Field] = {}
-    groups: dict[int, list[str]] = {}
+    groups: dict[tuple[int, int], list[str]] = {}
     for key in model.tasks:
-        groups.setdefault(model.task(key).channels, []).append(key)
+        groups.setdefault((model.task(key).channels, step_of(model, key)), []).append(key)
     layers: list[LayerField] = []
-    for channels, keys in groups.items():
-        found = _geometry(model, channels, keys)
+    for (channels, side), keys in groups.items():
+        found = _geometry(model, channels, side, keys)
         for key, output in zip(keys, found.outputs, strict=True):
             if output is not None:
                 fields[key] = _Field(*_local(output), output.causes)
@@ -78,12 +80,13 @@ def _fields(model: DenseModel) -> tuple[dict[str, _Field], list[LayerField]]:
     return {key: fields[key] for key in model.tasks if key in fields}, layers
 
 
-def _geometry(model: DenseModel, channels: int, keys: Sequence[str]) -> Geometry:
+def _geometry(model: DenseModel, channels: int, side: int, keys: Sequence[str]) -> Geometry:
     def run(module: nn.Module, x: Tensor) -> Any:
-        answers = module(dict.fromkeys(keys, x))
-        return tree_leaves([answers[key] for key in keys])
+        copied = cast("DenseModel", module)
+        outputs = copied(dict.fromkeys(keys, x))
+        return tree_leaves([copied.task(key).postprocess(full(outputs[key]), x) for key in keys])
 
-    return geometry(model, (1, channels, model.stride, model.stride), run)
+    return geometry(model, (1, channels, side, side), run)
 
 
 def _around(fields: Mapping[str, _Field], measured: Mapping[str, Measured]) -> Html | None:

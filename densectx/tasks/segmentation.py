@@ -82,7 +82,8 @@ class Segmentation(Task, Counting):
         count = len(info.classes)
         form: Form = "ids" if mode == "multiclass" else "labels"
         self.logits = 1 if mode == "binary" else count
-        self.head = HEADS.build(head, "head", features=features, in_channels=info.channels, out_channels=self.logits)
+        channels: dict[str, Any] = {"in_channels": info.channels, "out_channels": self.logits}
+        self.head = HEADS.build(head, "head", features=features, exclusive=mode == "multiclass", **channels)
         if loss is None:
             loss = "cross_entropy" if form == "ids" else "bce"
         self.criterion = Criterion(loss, form=form, ignore_index=info.ignore_index, classes=self.logits)

@@ -35,7 +35,7 @@ FEATURES: Final = (Feature(6, 2), Feature(8, 4), Feature(CHANNELS, 4))
 
 PLAIN: Final = (Feature(6, 1), Feature(CHANNELS, 1))
 CLOSE: Final = 1e-4
-RUNTIME: Final = ("features", "in_channels", "out_channels", "scale", "residual")
+RUNTIME: Final = ("features", "in_channels", "out_channels", "scale", "residual", "exclusive")
 
 
 @final
@@ -63,7 +63,7 @@ class HeadCase:
         torch.manual_seed(seed)
         runtime = {"features": tuple(features or self.features), "in_channels": 3, "out_channels": self.out_channels}
         with named(HEADS, self.subject) as spec:
-            head: Head = HEADS.build(spec, **{**runtime, "scale": 1, "residual": False, **options})
+            head: Head = HEADS.build(spec, **{**runtime, "scale": 1, "residual": False, "exclusive": True, **options})
         if noise:
             stir(head)
         return head
