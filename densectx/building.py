@@ -18,10 +18,12 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, LRSched
 from pytorch_lightning.strategies import DDPStrategy
 from torch.distributed import is_torchelastic_launched
 
+from densectx.averaging import exact
 from densectx.callbacks import Pictures, ScoreTable
 from densectx.checkpoint_io import AtomicCheckpointIO
 from densectx.checkpointing import Checkpoints
 from densectx.data.module import DataModule
+from densectx.data.sampling import make_sampling
 from densectx.errors import ConfigError
 from densectx.limits import tell_time
 from densectx.loggers import MetricsFile, StepsOfLogs, TensorBoard, quiet_writers
@@ -196,6 +198,28 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         )
 
 
+def _check_balancing(balancing: Any, module: DenseModule, data: DataModule) -> None:
+    """Refuse to compare tasks where no step has two of them: nothing would be balanced, and nothing said."""
+    balancer = module.balancer
+    sources = [module.model.task(key).source for key, weight in balancer.weights.items() if weight > 0]
+    if len(sources) < 2 or not (balancer.method.compares or balancer.watch):
+        return
+    sampling = make_sampling(data.sampling, dict.fromkeys(data.batch_sizes, 1))  # lengths change how often, not what
+    if any(sum(source in place for source in sources) > 1 for place in sampling.together()):
+        return
+    name = balancing.get("name") if isinstance(balancing, Mapping) else balancing
+    phases = data.sampling if isinstance(data.sampling, list | tuple) else [data.sampling]
+    said = ", then ".join(str(one.get("name") if isinstance(one, Mapping) else one) for one in phases)
+    if balancer.method.compares:
+        reason, fix = f"{name} compares the tasks of a step: it would do nothing", "take fixed or uncertainty"
+    else:
+        reason, fix = "watch: true compares the gradients of the tasks of a step", "leave it out"
+    raise ConfigError(
+        f"{reason}, since with data.sampling {said} no step has two. Take data.sampling joint, or {fix}.",
+        "model.balancing",
+    )
+
+
 def _several(trainer: Mapping[str, Any]) -> bool:
     """Whether plain DDP is what the config or, where it leaves that open, the number of processes asks for."""
     strategy, devices = trainer.get("strategy") or "auto", trainer.get("devices") or "auto"
@@ -234,7 +258,9 @@ def instantiate(
     callbacks: list[pl.Callback] = [Watchdog(), ScoreTable()]
     _check_trainer(values["trainer"])
     listed = values["trainer"].get("callbacks") or []
-    listed = listed if isinstance(listed, list) else [listed]
+    listed = [exact(spec) for spec in (listed if isinstance(listed, list) else [listed])]
+    if listed:
+        values["trainer"]["callbacks"] = listed
     given = [str(spec.get("class_path") if isinstance(spec, Mapping) else spec) for spec in listed]
     loggers: list[Any] = []
     if command == "fit" and values["trainer"].get("logger", True) not in (False, None):
@@ -281,6 +307,7 @@ def instantiate(
             raise error.__cause__ from None
         raise ConfigError(" ".join(str(error).split())) from error
     if command == "fit":
+        _check_balancing(values["model"].get("balancing"), cli.model, cli.datamodule)
         made = cli.model.configure_optimizers()  # what it refuses is refused before data is read
         if isinstance(made, dict):
             tell_time(made["lr_scheduler"]["scheduler"], cli.trainer)  # needs a limit

@@ -20,7 +20,7 @@ from densectx.distributions import how_to_install
 from densectx.errors import CheckpointError, ConfigError, PluginError, StorageError, brief
 from densectx.model import DenseModel
 from densectx.model_names import where_to_get
-from densectx.nn.norm import spread
+from densectx.nn.norm import renamed, spread
 from densectx.registry import BACKBONES, CONTEXTS, HEADS, LOSSES, MODELS, TASKS, Registry
 from densectx.types import SourceInfo
 from densectx.weights import load_weights as load_weights
@@ -188,14 +188,15 @@ def _check_plugins(needed: Mapping[str, str], path: str | Path) -> None:
 def init_from(model: DenseModel, path: str | Path) -> str:
     """Take the weights that match by name and shape, leave the rest; returns what matched, for the log.
 
-    Norm layers per kind of input that the file does not have take those that it has, see
+    Norm layers of another kind (``model.norm``) take what they have in common with the file's, see
+    :func:`densectx.nn.norm.renamed`; those per kind of input that it does not have take those that it has, see
     :func:`densectx.nn.norm.spread`.
 
     Raises:
         CheckpointError: unreadable file, or nothing matches.
     """
     weights, _ = read(path)
-    weights, own = spread(model, weights), model.state_dict()
+    weights, own = spread(model, renamed(model, weights)), model.state_dict()
     taken = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     if not taken:
         raise CheckpointError(f"init_from {path}: none of its {len(weights)} tensors matches this model.")

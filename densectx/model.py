@@ -171,10 +171,12 @@ class DenseModel(nn.Module):
         """
         passes: dict[Pass, tuple[Tensor, list[Tensor]]] = {}  # by identity and kind; holds the key's tensor alive
         contexts: dict[tuple[Pass, str], Tensor] = {}
+        inputs_of_trunk: dict[tuple[Any, ...], Tensor] = {}  # tensors adapted alike are to be one
         outputs = {}
         for key, x in inputs.items():
             task = self.task(key)
-            adapted, border = task.adapt(x), (surround or {}).get(key, 0)
+            how = (id(x), type(task).adapt, task.channels, task.in_channels, task.maps)
+            adapted, border = inputs_of_trunk.setdefault(how, task.adapt(x)), (surround or {}).get(key, 0)
             kind = self.kinds.get(key)
             this = (id(adapted), kind, border)
             if this not in passes:

@@ -56,7 +56,8 @@ class DenseModule(pl.LightningModule):
             of the optimizer; the first that matches counts.
         channels_last: memory format of the model; faster with bf16 on CPU and with tensor cores.
         compile: ``torch.compile`` in place (state-dict keys stay as they are); the backbone only where the gradients
-            of tasks are measured, since compiled parts give up what a second backward would need.
+            of tasks are measured, since compiled parts give up what a second backward would need; not even that where
+            they are measured in the backbone, which has the last shared weights.
         config: of the whole experiment, kept in checkpoints.
     """
 
@@ -93,7 +94,8 @@ class DenseModule(pl.LightningModule):
             # part by part: what lies between them shares passes by object identity, which a graph cannot hold
             rest = [*model.context.values(), *(model.task(key).head for key in model.tasks)]
             for part in (model.backbone, *([] if self.balancer.measures else rest)):
-                part.compile(recompile_limit=limit)
+                if not self.balancer.measures_in(part):
+                    part.compile(recompile_limit=limit)
         self._normaliser = Normaliser(model)
         self._terms = self._normaliser.terms
         self._accumulation = Accumulation(self._normaliser, self._prepare)

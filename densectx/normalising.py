@@ -24,10 +24,12 @@ class Window(NamedTuple):
 
     Attributes:
         counts: weight over all ranks of each term (columns) in each batch (rows); NaN where it is not countable.
+        present: {task: the batches in which any rank has targets for it}.
         divisor: what the trainer divides the loss of each batch by.
     """
 
     counts: list[list[float]]
+    present: dict[str, int]
     divisor: int
 
 
@@ -55,7 +57,7 @@ class Normaliser:
     A term's loss in an optimizer step is its sum over its weight, both over all ranks and all batches of the window:
     exactly that of one batch with all the samples. A term that is not countable from targets
     (:attr:`densectx.tasks.base.Task.countable`) is normalised in each batch over all ranks, and averaged over the
-    batches of the window.
+    batches of the window that have the task.
 
     Args:
         model: whose terms they are.
@@ -69,9 +71,11 @@ class Normaliser:
     def window(self, targets: Sequence[Mapping[str, Target]], divisor: int, device: torch.device) -> Window:
         """Count the weights of a window ahead, from the targets of its batches on this rank."""
         rows = [self._counted(one, device) for one in targets]
-        counts = torch.stack(rows)
+        has = torch.tensor([[key in one for key in self._tasks] for one in targets], dtype=torch.float64, device=device)
+        counts = torch.cat([torch.stack(rows), has], dim=1)
         _sum_over_ranks(counts)
-        return Window(counts.tolist(), divisor)
+        present = (counts[:, len(self.terms) :] > 0).sum(0).tolist()
+        return Window(counts[:, : len(self.terms)].tolist(), dict(zip(self._tasks, present, strict=True)), divisor)
 
     def __call__(
         self, terms: Mapping[str, Terms], device: torch.device, window: Window | None, index: int
@@ -101,7 +105,9 @@ class Normaliser:
         for place, ((key, term), (total, _), (all_sum, all_weight)) in enumerate(
             zip(self.terms, table, totals, strict=True)
         ):
-            coefficient, weight, factor = self._tasks[key].coefficients[term], all_weight, times / batches
+            # over the batches that have the task: over all of them one whose source is rare would count less
+            own = batches if window is None else max(window.present[key], 1)
+            coefficient, weight, factor = self._tasks[key].coefficients[term], all_weight, times / own
             if window is not None and ahead[place] == ahead[place]:
                 if abs(ahead[place] - all_weight) > _AGREE * max(all_weight, ahead[place]):
                     raise ConfigError(
@@ -117,7 +123,7 @@ class Normaliser:
                 shares[key] = shares[key] + share if key in shares else share
             if all_weight > 0:
                 values[key] = values.get(key, 0.0) + coefficient * all_sum / all_weight
-                regular.setdefault(key, times / batches)
+                regular.setdefault(key, times / own)
         return Normalised(shares, values, regular, totals)
 
     def _counted(self, targets: Mapping[str, Target], device: torch.device) -> Tensor:

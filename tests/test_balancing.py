@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
@@ -15,6 +16,7 @@ from densectx.balancing.by_gradient import IMTLG, MGDA, GradNorm, NashMTL, PCGra
 from densectx.balancing.by_loss import DWA, FAMO, Fixed, Uncertainty
 from densectx.balancing.gram import last_shared, of_features, of_weights
 from densectx.balancing.methods import make_balancer
+from densectx.building import instantiate
 from densectx.cli import main
 from densectx.errors import ConfigError
 from densectx.model import DenseModel
@@ -188,6 +190,21 @@ def test_gradnorm_is_the_algorithm():
     assert pace[0] < pace[1], "the task with the long gradient that is ahead is held back"
 
 
+def test_gradnorm_goes_on_with_another_weight():
+    """L(0) is the loss without its weight: a run whose weight is changed keeps the loss ratio that it had."""
+    gram = torch.eye(2, dtype=torch.float64)
+    losses = torch.tensor([[4.0, 2.0], [2.0, 1.9], [1.0, 1.8]], dtype=torch.float64)
+    found = []
+    for later in (1.0, 5.0):
+        method = of(GradNorm, 2)
+        for row, first in zip(losses, (1.0, later, later), strict=True):
+            weights = torch.tensor([first, 1.0], dtype=torch.float64)
+            method.factors(Seen(AB, weights * row, gram, 0, weights))
+        found.append((method.first.tolist(), method.pace.tolist()))
+    assert found[0] == found[1]
+    assert found[0][0] == [4.0, 2.0]
+
+
 def test_dwa_is_equation_7():
     method = of(DWA, 2, temperature=2.0, every=2)
     table = [(4, 1), (2, 1), (2, 1), (1, 1), (9, 9)]
@@ -342,7 +359,7 @@ def gram_of(module, data=None, kind=of_weights):
     losses = {key: module.balancer.weights[key] * loss for key, loss in found.shares.items()}
     tasks = list(module.model.tasks)
     if kind is of_features:
-        return of_features(losses, tasks, module.balancer._branches.features)
+        return of_features(losses, tasks, module.balancer._branches.features, device=module.device)
     return of_weights(losses, tasks, last_shared(module.model))
 
 
@@ -379,7 +396,7 @@ def test_small_gradients_survive_float16_by_the_scale_of_the_scaler(kind):
         last = weights.to(dtype).requires_grad_()
         losses = {key: (features @ last).float().sin().sum() * 1e-8 * (1 + i) for i, key in enumerate("ab")}
         if kind is of_features:
-            return of_features(losses, ["a", "b"], dict.fromkeys("ab", features), scale)
+            return of_features(losses, ["a", "b"], dict.fromkeys("ab", features), scale, device=features.device)
         return of_weights(losses, ["a", "b"], [last], scale)
 
     exact = gram(torch.float32, 1.0)
@@ -393,6 +410,22 @@ def test_features_are_measured_where_tasks_share_one_input():
     assert all(torch.isfinite(g).all() for g in found.values())
     with pytest.raises(ConfigError, match=r"model.balancing: of: features .* denoising"):
         module_of({"name": "mgda", "of": "features"})
+
+
+def test_gray_pictures_on_a_colour_trunk_are_one_input(monkeypatch):
+    monkeypatch.setitem(INFO, "s", SourceInfo(classes=("x", "y"), keys=("image", "mask"), channels=1))
+    module, gray = module_of({"name": "mgda", "of": "features"}, LINEAR), batch()
+    gray["s"]["image"] = gray["s"]["image"][:, :1]
+    passes = []
+    module.model.backbone.register_forward_hook(lambda layer, given, answer: passes.append(given[0]))
+    module.training_step(gray, 0).backward()
+    assert [tuple(x.shape) for x in passes] == [(3, 3, 12, 12)], "one pass, of three equal channels"
+
+
+def test_a_rank_without_losses_adds_on_the_device_of_the_model():
+    """NCCL takes no other; meta stands for a device that is not the CPU, and cannot be copied from."""
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        of_features({}, AB, {}, device=torch.device("meta"))
 
 
 def test_watching_changes_no_gradient():
@@ -546,3 +579,86 @@ def test_a_run_goes_on_exactly_with_its_balancing(tmp_path, monkeypatch, opposed
     assert (whole["balancing.pace"] - 1).abs().max() > 1e-3
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
     assert (folder.parent / "metrics.csv").read_text() == table
+
+
+@pytest.mark.parametrize("balancing", ["{name: fixed, watch: true}", "pcgrad"])
+def test_what_is_measured_in_the_backbone_is_not_compiled(tmp_path, monkeypatch, balancing):
+    """A backward that was compiled for one use cannot be run a second time, at the step that is logged."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DENSECTX_RUN", "")
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    flags = ["--model.projection=null", "--model.context=none", "--model.tasks.segmentation.head=linear"]
+    flags += ["--model.tasks.opposed=null", "--model.tasks.other={name: segmentation, source: mosaic}"]
+    flags += ["--model.compile=true", "--model.balancing", balancing, "--no-report"]
+    flags += ["--trainer.max_steps=2", "--trainer.log_every_n_steps=2", "--trainer.limit_val_batches=0"]
+    assert main(["fit", "-c", "c.yaml", *flags]) == 0
+    table = (tmp_path / "runs" / "c" / "0" / "metrics.csv").read_text()
+    assert "balance/cos/segmentation/other" in table
+
+
+IN_TURN = """
+model:
+  backbone: {name: plain, width: 4, depth: 2}
+  tasks:
+    one: {name: segmentation, source: a}
+    other: {name: segmentation, source: b}
+    idle: {name: segmentation, source: b, weight: 0}
+  optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.01}}
+data:
+  sources:
+    a: {name: mosaic, size: 8, length: 4, val_length: 1}
+    b: {name: mosaic, size: 8, length: 4, val_length: 1}
+  sampling: alternate
+trainer: {accelerator: cpu, max_steps: 1, limit_val_batches: 0}
+"""
+RATIO = {"name": "ratio", "ratios": {"a": 3, "b": 1}}
+TEMPERATURE = {"name": "temperature", "temperature": 2}
+
+
+def built(folder, balancing, **more):
+    config = yaml.safe_load(IN_TURN)
+    config["model"]["balancing"] = balancing
+    for path, value in more.items():
+        part, *middle, last = path.split("__")
+        node = config[part]
+        for key in middle:
+            node = node[key]
+        node[last] = value
+    return instantiate(config, folder, "fit")
+
+
+@pytest.mark.parametrize("name", sorted(set(BALANCING.names()) - {"fixed", "uncertainty"}))
+def test_a_method_that_would_compare_one_task_with_itself_is_refused(tmp_path, name):
+    message = rf"^model\.balancing: {name} compares .* data.sampling alternate no step has two. .* fixed or uncertainty"
+    with pytest.raises(ConfigError, match=message):
+        built(tmp_path, name)
+
+
+@pytest.mark.parametrize("sampling", ["alternate", RATIO, TEMPERATURE, [{**RATIO, "until": 2}, "alternate"]])
+def test_gradients_of_one_task_a_step_cannot_be_watched(tmp_path, sampling):
+    with pytest.raises(ConfigError, match=r"^model\.balancing: watch: true .* data.sampling (alternate|ratio|temp)"):
+        built(tmp_path, {"name": "fixed", "watch": True}, data__sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    ("balancing", "more"),
+    [
+        ("fixed", {}),
+        ("uncertainty", {}),
+        ("dwa", {"data__sampling": "joint"}),
+        ("dwa", {"data__sampling": [{"name": "joint", "until": 2}, "alternate"]}),
+        ("dwa", {"model__tasks__idle__weight": 1}),
+        ("dwa", {"model__tasks__other__weight": 0}),  # a task alone has nothing to be balanced with
+    ],
+)
+def test_methods_that_have_something_to_compare_or_need_not_are_built(tmp_path, balancing, more):
+    built(tmp_path, balancing, **more)
+
+
+def test_a_refused_balancing_is_status_2_and_leaves_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DENSECTX_RUN", "")
+    (tmp_path / "c.yaml").write_text(IN_TURN)
+    assert main(["fit", "-c", "c.yaml", "--model.balancing=mgda"]) == 2
+    assert "Take data.sampling joint" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "c").exists()

@@ -1,5 +1,6 @@
 """Normalisation layers per kind of input: which copy runs, what trains it, where it starts; and the exchanged ones."""
 
+import copy
 import csv
 import os
 import warnings
@@ -238,6 +239,30 @@ def test_a_batch_model_fills_every_copy(tmp_path):
         load_weights(model_of(), old.state_dict(), "old")
 
 
+@pytest.mark.parametrize("kind", ["group", "frozen", "per_input"])
+def test_norms_with_an_activation_are_found_in_a_model_of_another_kind(tmp_path, kind):
+    """Beside the norm, which timm's layer is itself, lies the activation: the norm is called otherwise."""
+    backbone = {"name": "timm", "model": "efficientnet_lite0", "levels": 3}
+    old, new = (model_of(norm, backbone=backbone, seed=seed) for norm, seed in (("batch", 3), (kind, 0)))
+    scramble(old)
+    save_safetensors(old, tmp_path / "old.safetensors")
+    assert "fresh" not in init_from(new, tmp_path / "old.safetensors")
+    x = torch.rand(1, 3, 16, 16)
+    if kind != "group":  # which answers otherwise
+        for a, b in zip(new.eval().backbone(x), old.eval().backbone(x), strict=True):
+            assert torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["group", "frozen"])
+def test_norms_with_an_activation_find_the_way_back(tmp_path, kind):
+    backbone = {"name": "timm", "model": "efficientnet_lite0", "levels": 3}
+    old = model_of(kind, backbone=backbone, seed=3)
+    save_safetensors(old, tmp_path / "old.safetensors")
+    for norm in ("batch", "per_input"):
+        said = init_from(model_of(norm, backbone=backbone), tmp_path / "old.safetensors")
+        assert "not used" not in said
+
+
 def test_a_new_kind_starts_from_the_one_of_images(tmp_path):
     old = model_of(tasks={k: TASKS_OF[k] for k in ("denoising", "other")}, seed=3)
     scramble(old)
@@ -359,6 +384,17 @@ def test_norms_are_exchanged_with_their_activation(kind, model):
         again = net.train(kind == "frozen")(x)
         for a, b in zip(again, reference, strict=True):
             assert torch.allclose(a, b, atol=1e-4 * float(b.abs().max()))
+
+
+def test_without_norms_an_activation_does_not_overwrite_the_input_of_its_block():
+    net = timm.create_model("resnetv2_18", features_only=True).eval()
+    set_norm(net, "none")
+    careful = copy.deepcopy(net)
+    for module in careful.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    x = torch.rand(1, 3, 32, 32)
+    assert all(torch.equal(a, b) for a, b in zip(net(x), careful(x), strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

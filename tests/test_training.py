@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.optim.swa_utils import get_ema_avg_fn
 
 import densectx
-from densectx.averaging import lag
+from densectx.averaging import _unless_equal, lag
 from densectx.cli import main
 from densectx.errors import CheckpointError, ConfigError
 from densectx.loggers import MetricsFile
@@ -109,6 +110,26 @@ def test_an_average_that_comes_too_late_is_told(decay, steps, said):
         told = lag({"trainer": {"max_steps": steps, "callbacks": callbacks}})
         assert re.search(said, told) if said else not told
     assert not lag({"trainer": {"max_steps": steps, "callbacks": None}})
+
+
+@pytest.mark.parametrize("form", ["EMAWeightAveraging", EMA])
+def test_averages_of_what_is_frozen_are_what_it_is(fit, form):
+    backbone = "{name: frontend_vgg16, width: 2, fc: 6, padding: each, norm: batch}"
+    frozen = ["--model.freeze=[backbone, projection]", "--model.backbone", backbone]
+    content = weights(fit("run", *frozen, "--no-report", "--trainer.callbacks", form))
+    average, trained = content["state_dict"], content["current_model_state"]
+    held = {key for key in trained if key.startswith(("model.backbone", "model.projection"))}
+    assert all(torch.equal(average[key], trained[key]) for key in held)
+    assert not all(torch.equal(average[key], trained[key]) for key in trained.keys() - held)
+
+
+def test_averages_of_what_changes_are_lightnings():
+    theirs, ours = get_ema_avg_fn(0.9), _unless_equal(0.9)
+    a, b = torch.rand(2, 1000)
+    b[:10] = a[:10]
+    assert torch.equal(ours(a, b, 1)[10:], theirs(a, b, 1)[10:])
+    assert torch.equal(ours(a, b, 1)[:10], a[:10])
+    assert not torch.equal(theirs(a, b, 1)[:10], a[:10])
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,18 @@ def test_what_is_not_countable_is_averaged():
     assert_equal([short], [{name: sum(one[name] for one in singles[:2]) / 2 for name in short}])
 
 
+@pytest.mark.parametrize("ratios", [{"s": 1, "t": 1}, {"s": 3, "t": 1}])
+def test_what_is_not_countable_is_averaged_over_the_batches_that_have_it(ratios):
+    """And so is its regulariser: the task's only batch of the window counts as one alone."""
+    tasks = {"segmentation": TASK["segmentation"], "denoising": {**TASK["denoising"], "loss": "test-uncounted"}}
+    size = sum(ratios.values())
+    (found,) = fit(2, size, sampling={"name": "ratio", "ratios": ratios}, batches=size, module=module_of(tasks))
+    (alone,) = fit(2, 1, batches=1, module=module_of(tasks))
+    names = [name for name in alone if "denoising" in name]
+    assert "balancing.log_variance.denoising" in names
+    assert_equal([{name: found[name] for name in names}], [{name: alone[name] for name in names}])
+
+
 def test_a_weight_that_was_counted_otherwise_is_refused():
     tasks = {"denoising": {"name": "denoising", "source": "t", "loss": "test-liar"}}
     with pytest.raises(ConfigError, match=r"model.tasks.denoising: loss 'test-liar' has weight 1536, .* counted 1538"):

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densectx.balancing.base import Balancing, Learned, Seen
 from densectx.balancing.branches import Branches
@@ -55,6 +55,11 @@ class Balancer:
         """Whether gradients are looked at, at some step."""
         return self.watch or self.method.needs == "gram"
 
+    def measures_in(self, part: nn.Module) -> bool:
+        """Whether gradients are taken of weights inside a part: before the step's own backward comes to them."""
+        own = {id(parameter) for parameter in part.parameters()}
+        return self.of == "weights" and any(id(parameter) in own for parameter in self._shared)
+
     def branched(self) -> AbstractContextManager[None]:
         """Around the forward pass: tasks get branches where they are needed."""
         branches = self.method.scales == "gradients" or (self.measures and self.of == "features")
@@ -94,11 +99,12 @@ class Balancer:
         gram = None
         if tasks and (self.method.needs == "gram" or (self.watch and log)):
             gram = self._gram(weighted, tasks, scale())
-        known = torch.tensor([self.weights[key] * values[key] for key in tasks], dtype=torch.float64)
+        weights = torch.tensor([self.weights[key] for key in tasks], dtype=torch.float64)
+        known = weights * torch.tensor([values[key] for key in tasks], dtype=torch.float64)
         found = torch.ones_like(known)
         if tasks and known.isfinite().all() and (gram is None or gram.isfinite().all()):
             # else the step is going to be skipped or refused, and no state may learn from it
-            found = self.method.factors(Seen(tasks, known, gram, self.seed))
+            found = self.method.factors(Seen(tasks, known, gram, self.seed, weights))
         combines = self.method.scales == "gradients"
         self._branches.fill(dict(zip(tasks, found.tolist(), strict=True)) if combines else {})
         if not combines:
@@ -115,7 +121,8 @@ class Balancer:
 
     def _gram(self, weighted: Mapping[str, Tensor], tasks: tuple[str, ...], scale: float) -> Tensor:
         if self.of == "features":
-            return of_features(weighted, tasks, self._branches.features, scale)
+            device = next(self.model.parameters()).device
+            return of_features(weighted, tasks, self._branches.features, scale, device=device)
         return of_weights(weighted, tasks, self._shared, scale)
 
     def _numbers(self, tasks: tuple[str, ...], gram: Tensor, factors: list[float]) -> dict[str, float]:

@@ -22,12 +22,14 @@ class Seen(NamedTuple):
         gram: (T, T) float64, CPU: inner products of the gradients of weight * loss, see
             :mod:`densectx.balancing.gram`; None unless the method asked for it.
         seed: of the run.
+        weights: (T,) float64, CPU: of the config, all positive; None is 1 each.
     """
 
     tasks: tuple[str, ...]
     losses: Tensor
     gram: Tensor | None = None
     seed: int = 0
+    weights: Tensor | None = None
 
 
 class Balancing(nn.Module, ABC):
@@ -37,6 +39,8 @@ class Balancing(nn.Module, ABC):
         needs: ``"gram"`` if it looks at gradients.
         scales: what the factors multiply: the ``"losses"`` of tasks, or their ``"gradients"`` where they enter the
             shared features, so that a head keeps the gradient of weight * loss.
+        compares: whether the only task of a step always has factor 1, so that the method does nothing where
+            ``data.sampling`` never brings two tasks together; a fit refuses that.
 
     Args:
         tasks: keys of all tasks of the model.
@@ -44,6 +48,7 @@ class Balancing(nn.Module, ABC):
 
     needs: ClassVar[Needs] = "losses"
     scales: ClassVar[Literal["losses", "gradients"]] = "losses"
+    compares: ClassVar[bool] = False
 
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()

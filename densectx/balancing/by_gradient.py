@@ -28,6 +28,7 @@ class _OfGram(Balancing):
 
     needs: ClassVar[Needs] = "gram"
     scales: ClassVar[Literal["losses", "gradients"]] = "gradients"
+    compares: ClassVar[bool] = True
     steps: Tensor
 
     def __init__(self, tasks: Sequence[str]) -> None:
@@ -153,7 +154,8 @@ class GradNorm(Balancing):
 
     G_i = v_i * length of task i's gradient; v goes down the slope of sum_i |G_i - mean(G) r_i^alpha|, r_i = relative
     loss ratio L_i(t) / L_i(0) over its mean, mean(G) and r held, and is then scaled to a sum of T. The slope is
-    divided by mean(G), so that ``lr`` has no unit. L(0) is the task's first loss.
+    divided by mean(G), so that ``lr`` has no unit. L(0) is the task's first loss. L is
+    without the task's weight, so that a run may go on with another one.
 
     Args:
         tasks: given by the model.
@@ -162,6 +164,7 @@ class GradNorm(Balancing):
     """
 
     needs: ClassVar[Needs] = "gram"
+    compares: ClassVar[bool] = True
     pace: Tensor
     first: Tensor
 
@@ -180,8 +183,9 @@ class GradNorm(Balancing):
         at = self.places(seen).to(self.pace.device)
         pace = self.pace[at].cpu()
         known = self.first[at].cpu()
-        self.first[at] = torch.where(known.isnan(), seen.losses, known).to(self.first)
-        ratio = (seen.losses / self.first[at].cpu()).nan_to_num(1.0)
+        losses = seen.losses if seen.weights is None else seen.losses / seen.weights
+        self.first[at] = torch.where(known.isnan(), losses, known).to(self.first)
+        ratio = (losses / self.first[at].cpu()).nan_to_num(1.0)
         length = seen.gram.diagonal().sqrt()
         pulls = pace * length
         if len(at) > 1 and (mean := pulls.mean()) > 0 and ratio.mean() > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,7 @@ class DWA(Balancing):
         every: batches a mean is taken over.
     """
 
+    compares: ClassVar[bool] = True
     sums: Tensor
     counts: Tensor
     means: Tensor
@@ -108,6 +109,7 @@ class FAMO(Balancing):
         floor: what every loss is known to lie above; l is the loss minus it.
     """
 
+    compares: ClassVar[bool] = True
     xi: Tensor
     momentum: Tensor
     square: Tensor

@@ -82,7 +82,12 @@ def of_weights(
 
 
 def of_features(
-    losses: Mapping[str, Tensor], tasks: Sequence[str], features: Mapping[str, Tensor], scale: float = 1.0
+    losses: Mapping[str, Tensor],
+    tasks: Sequence[str],
+    features: Mapping[str, Tensor],
+    scale: float = 1.0,
+    *,
+    device: torch.device,
 ) -> Tensor:
     """(T, T) float64, CPU: products of the gradients with respect to the shared features, added over ranks.
 
@@ -91,6 +96,7 @@ def of_features(
         tasks: those of any rank; zeros where this rank has none.
         features: of each task of this rank; the very same tensor for all.
         scale: as in :func:`of_weights`.
+        device: of the model, on which ranks add; a rank without losses has no other way to know it.
 
     Raises:
         ConfigError: the tasks have different features.
@@ -103,7 +109,6 @@ def of_features(
             " weights.",
             "model.balancing",
         )
-    device = next(iter(losses.values())).device if losses else torch.device("cpu")
     gram = torch.zeros(len(tasks), len(tasks), dtype=torch.float64, device=device)
     if shared is not None and shared.requires_grad:
         zero = torch.zeros_like(shared, dtype=torch.float64).flatten()

@@ -67,6 +67,10 @@ class Sampling:
         now = next(phase for phase in reversed(self._phases) if phase.start <= step)
         return {source: self._count(step, source) for source in now.cycle.sources(step - now.start)}
 
+    def together(self) -> set[tuple[str, ...]]:
+        """The sources that a step may take, of every phase."""
+        return {place for phase in self._phases for place in phase.cycle.places}
+
     def steps(self, batches: Mapping[str, int]) -> int:
         """As many as show each source of the last phase once at least."""
         return self._phases[-1].cycle.steps(batches)

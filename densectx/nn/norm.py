@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 Norm: TypeAlias = Literal["batch", "group", "none", "frozen", "per_input"]
 NORMS: tuple[Norm, ...] = ("batch", "group", "none", "frozen", "per_input")
+_STATE: Final = ("weight", "bias", "running_mean", "running_var")
 
 
 def make_norm(kind: Literal["batch", "group"], channels: int) -> nn.Module:
@@ -86,6 +87,28 @@ def spread(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor
     return found
 
 
+def renamed(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights whose norm layers have the names of a module's, which depend on the kind: see :func:`set_norm`.
+
+    Args:
+        module: where they are to go.
+        weights: a state dict of the same network with norm layers of any kind.
+    """
+    found = dict(weights)
+    for name, part in module.named_modules():
+        plain, before_activation = f"{name}.", f"{name}.0."
+        if isinstance(part, nn.Sequential) and len(part) and isinstance(part[0], Frozen | nn.GroupNorm):
+            origin, target = plain, before_activation
+        elif isinstance(part, nn.BatchNorm2d | PerInput):
+            origin, target = before_activation, plain
+        else:
+            continue
+        for key in _STATE:
+            if origin + key in found:
+                found[target + key] = found.pop(origin + key)
+    return found
+
+
 @final
 class Frozen(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
     """A batch norm that nothing changes: statistics, scale and shift are buffers; (B, C, H, W) of x's own dtype.
@@ -100,6 +123,9 @@ class Frozen(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no typ
 
 def set_norm(module: nn.Module, kind: Norm, inputs: Sequence[str] = ()) -> int:
     """Exchange every batch norm inside a module, in place; other kinds of normalisation stay as they are.
+
+    Where a layer of timm applies the activation too, a group or frozen norm in its place is called ``<layer>.0``, and
+    the activation follows it.
 
     Channel attention with batch norms of its own on 1x1 maps (sknet, resnest and rexnet of timm) loses what narrow
     group norms take away there; ``frozen`` or ``per_input`` suit those networks better than ``group``.
@@ -130,6 +156,9 @@ def _exchanged(norm: nn.BatchNorm2d, kind: Norm) -> nn.Module:
     new = _convert(norm, kind)
     # timm's norm layers apply the activation themselves; it has to stay behind the new layer
     tail = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+    for part in tail:
+        if kind == "none" and hasattr(part, "inplace"):
+            part.inplace = False  # nothing was computed in between: it would overwrite the block's own input
     return nn.Sequential(new, *tail) if tail else new
 
 
@@ -137,8 +166,7 @@ def _convert(norm: nn.BatchNorm2d, kind: Norm) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     new = Frozen(norm.num_features, norm.eps) if kind == "frozen" else make_norm("group", norm.num_features)
-    names = ("weight", "bias", "running_mean", "running_var") if kind == "frozen" else ("weight", "bias")
-    for name in names:
+    for name in _STATE if kind == "frozen" else ("weight", "bias"):
         source = getattr(norm, name, None)
         if source is not None:
             getattr(new, name).data.copy_(source.data)

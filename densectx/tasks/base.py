@@ -152,7 +152,8 @@ class Task(nn.Module, ABC):
         """The task's input to the trunk's: (B, channels, H, W) -> (B, in_channels, H, W).
 
         The same tensor if the channels agree; one channel is repeated; a last extra channel (a noise-level map)
-        that the trunk does not take is left to the head.
+        that the trunk does not take is left to the head. It depends on nothing but x and these numbers: what tasks
+        make of the same x in the same way is one input, and they share a pass.
         """
         if x.shape[1] == self.in_channels:
             return x
