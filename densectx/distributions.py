@@ -10,19 +10,25 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 PREFIX = "densectx."
+FOLDERS = {
+    "densectx": ".",
+    **{f"densectx-{name}": f"./plugins/densectx-{name}" for name in ("depth", "edges", "keypoints", "zoo")},
+    "densectx-template": "./plugins/template",
+}
+"""Distribution -> where it lies in a checkout, of all in the repository of densectx."""
 
 
 def how_to_install(requirement: str) -> str:
     """What to type for a requirement such as ``numpy>=2`` that is missing, without a full stop.
 
     densectx and the plug-ins of its repository are not on PyPI, where their names are anybody's to take, so these are
-    installed from a checkout.
+    installed from a checkout. Other names that begin alike are somebody's own packages.
     """
     match = re.match(r"\s*([\w.-]+)\s*(\[[^]]*\])?", requirement)
     name = re.sub(r"[-_.]+", "-", match[1]).lower() if match else ""
-    if match is None or not (name == "densectx" or name.startswith("densectx-")):
+    if match is None or name not in FOLDERS:
         return f"pip install {shlex.quote(requirement)}"
-    folder = ("." if name == "densectx" else f"./plugins/{name}") + (match[2] or "")
+    folder = FOLDERS[name] + (match[2] or "")
     return f"pip install {shlex.quote(folder)} in a checkout of densectx ({name} is not on PyPI)"
 
 

@@ -274,7 +274,12 @@ def test_info_and_names():
     assert infos["s"].size == (6, 6)
     assert infos["t"].size is None
     mosaic = {"name": "mosaic", "size": 32}
-    sizes = {"a": None, "b": {"flip": True}, "c": {"scale": [1, 2]}, "d": {"scale": [1, 2], "crop": [8, 9]}}
+    sizes = {
+        "a": None,
+        "b": {"flip": True},
+        "c": {"scale": [1, 2], "pad": True},
+        "d": {"scale": [1, 2], "crop": [8, 9]},
+    }
     infos = DataModule({key: {**mosaic, "augment": augment} for key, augment in sizes.items()}).info()
     assert [infos[key].size for key in sizes] == [(32, 32), (32, 32), None, (8, 9)]
     assert DataModule(SOURCES).sample_name("t", 3, "val") == "val/3"
@@ -336,6 +341,18 @@ def test_commands_name_the_key_of_missing_data(command, tmp_path, monkeypatch, c
     assert cli.main([*command.split(), str(config)]) == 3
     said = "".join(capsys.readouterr())
     assert "data.sources.bsds500.root: data/bsds500/images: no such folder; set DENSECTX_DATA (not set)" in said
+
+
+def test_sizes_that_augmentation_makes_differ_are_refused_before_data_are_read():
+    spec = {"name": "folder", "root": "/nowhere", "augment": {"scale": [0.5, 1.5]}}
+    fix = r"data\.sources\.s\.augment\.scale: .* a batch of 4 .*set data\.sources\.s\.augment\.crop, augment\.pad: true"
+    with pytest.raises(ConfigError, match=fix):
+        DataModule({"s": spec})
+    one_size = ({"scale": [0.5, 0.5]}, {"scale": [0.5, 1.5], "crop": 8}, {"scale": [0.5, 1.5], "pad": True})
+    for fixed in ({"batch_size": 1}, *({"augment": augment} for augment in one_size)):
+        DataModule({"s": {**spec, **fixed}})
+    read = DataModule({"s": {**SOURCES["s"], "augment": {"scale": [0.5, 1.5], "pad": True}}}, num_workers=0)
+    assert all("valid" in batch["s"] for batch in read.train_dataloader())
 
 
 def test_errors_of_data(tmp_path):

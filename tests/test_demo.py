@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import importlib.util
 import io
@@ -11,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 import zlib
 
 import numpy as np
@@ -21,7 +23,8 @@ from PIL import Image
 import densectx
 from densectx import cli
 from densectx.data.reader import read_image
-from densectx.demo import examples, jobs, server, store, wire
+from densectx.demo import command, examples, jobs, server, store, wire
+from densectx.demo.build import Limits, build
 from densectx.demo.field import field_of
 from densectx.demo.wire import Refusal
 from densectx.inference.writers import Answer, image_png
@@ -287,6 +290,48 @@ def test_answers_are_forgotten():
     assert (kept.get(first, 0), kept.size) == (None, 50)
     now[0] = 60.0
     assert (kept.get(second, 0), kept.size) == (None, 0)
+
+
+def test_answers_are_forgotten_though_nobody_asks(every_output, monkeypatch):
+    monkeypatch.setattr(command, "FORGET_EVERY", 0.01)
+    served = build(every_output, None, "cpu", Limits())
+    served.store = store.Store(seconds=0.05)
+    file = store.Stored("a", bytes(40))
+    kept = weakref.ref(file)
+    served.store.add([file])
+    del file
+
+    async def serve():
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            serving = asyncio.ensure_future(command._serve(served, listening))
+            async with asyncio.timeout(10):
+                while kept() is not None:
+                    await asyncio.sleep(0.01)
+            serving.cancel()
+            await asyncio.wait([serving])
+
+    try:
+        asyncio.run(serve())
+    finally:
+        served.queue.close(10)
+
+
+def test_a_picture_is_let_go_when_it_is_answered():
+    class Content:
+        pass
+
+    content, done = Content(), threading.Event()
+    kept = weakref.ref(content)
+    queue = jobs.Queue(lambda content, *_: {}, 1)
+    job = jobs.Job([], {}, lambda: done.set() if job.state == "done" else None)
+    queue.enter(job)
+    queue.ready(job, content)
+    del content
+    try:
+        assert done.wait(10)
+        assert kept() is None
+    finally:
+        queue.close(10)
 
 
 # -- what is refused

@@ -132,6 +132,10 @@ def test_what_augmentation_refuses_is_an_error(lint):
     assert "smaller than crop 64x64" in problems[0][2]
 
 
+def test_what_augmentation_and_batch_size_rule_out_is_refused(lint):
+    assert lint(extra="augment: {scale: [0.5, 1.5]}")[0] == 2
+
+
 def test_text_and_missing_folder(tree, lint):
     status, out = lint()
     assert status == 0

@@ -169,7 +169,6 @@ def test_two_steps(path, trees, tmp_path, monkeypatch):
     flags = [*thin, (f"data.sources.{name}.batch_size", "1"), ("trainer.limit_val_batches", "1")]
     if "crop" in load_yaml(path)["data"]["sources"][name]["augment"]:
         flags.append((f"{augment}.crop", "16"))
-    flags.append(("trainer.accumulate_grad_batches", "1"))
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         arguments = [part for key, value in flags for part in (f"--{key}", value)]

@@ -1,5 +1,8 @@
 """Well-known layouts, as their archives unpack, and sets of several of them."""
 
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,8 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from densectx.data import class_names
+from densectx.data import class_names, limits
+from densectx.data.labels import read_sbd
 from densectx.data.presets import PRESETS
 from densectx.errors import ConfigError, DataError
 from densectx.palette import voc_palette
@@ -152,6 +156,49 @@ def test_sbd(tmp_path):
         data["train"][0]
 
 
+def packed_bomb():
+    """``GTcls.Segmentation`` of 1 GiB of zeros in about 1 MB: the same deflated block again and again."""
+    size = 1 << 30
+
+    def element(kind, content):
+        return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    def matrix(kind, shape, name, content, length):
+        head = element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack("<2i", *shape)) + element(1, name)
+        return struct.pack("<II", 14, len(head) + len(content) + length) + head + content
+
+    ids = matrix(9, (1 << 10, size >> 10), b"", struct.pack("<II", 2, size), size)
+    names = element(5, struct.pack("<i", 16)) + element(1, b"Segmentation".ljust(16, b"\0"))
+    content = matrix(2, (1, 1), b"GTcls", names + ids, size)
+    packer = zlib.compressobj(9)
+    start = packer.compress(content) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    packed = start + block * (size >> 20)
+    return b"MATLAB".ljust(124) + b"\0\1IM" + struct.pack("<II", 15, len(packed)) + packed
+
+
+def test_mat_files_are_unpacked_up_to_the_limit(tmp_path, monkeypatch):
+    path = tmp_path / "a.mat"
+    ids = RNG.integers(0, 21, (40, 60), dtype=np.uint8)
+    savemat(path, {"other": 1, "GTcls": {"Segmentation": ids}}, do_compression=True)
+    assert torch.equal(read_sbd(path), torch.from_numpy(ids.astype(np.int64)))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"a.mat: no SBD ground truth"):
+        read_sbd(path)
+    path.write_bytes(packed_bomb())
+    assert path.stat().st_size < 1.2e6
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"a.mat: 1073\d+ bytes when unpacked, more than the limit of \d+"):
+        read_sbd(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e7
+    savemat(path, {"GTcls": {"Segmentation": ids}})
+    monkeypatch.setattr(limits, "MAX_PIXELS", ids.size - 1)
+    with pytest.raises(DataError, match=r"a.mat: 40x60 pixels, more than the limit of 2399"):
+        read_sbd(path)
+
+
 def test_voc_and_sbd_together_leave_out_val(tmp_path):
     parts = [
         {"name": "image_mask", "preset": "voc", "root": str(voc(tmp_path / "VOC2012"))},
@@ -198,6 +245,32 @@ def test_a_folder_a_split_may_number_its_images_alike(tmp_path, caplog):
         assert f"parts.{part}: {left} of 3 images are left out" in caplog.text
 
 
+def test_parts_without_files_keep_all_samples():
+    parts = [{"name": "mosaic", "size": 32, "length": 6, "val_length": 2, "seed": seed} for seed in (0, 1)]
+    data = {split: DATASETS.build({"name": "concat", "parts": parts}, split=split) for split in ("train", "val")}
+    assert [len(dataset) for dataset in data.values()] == [12, 4]
+    for dataset in data.values():
+        images = [sample["image"] for sample in dataset]
+        assert len({image.numpy().tobytes() for image in images}) == len(images)
+
+
+def test_a_test_split_that_is_not_there_is_left_out_of_nothing(tmp_path, caplog):
+    for split in ("train", "val"):
+        image(tmp_path / f"{split}.png")
+        text(tmp_path / f"{split}.csv", "image", f"{split}.png")
+    parts = [{"name": "manifest", "file": str(tmp_path / "{split}.csv")}]
+    data = {split: DATASETS.build({"name": "concat", "parts": parts}, "data", split=split) for split in SPLITS}
+    with caplog.at_level("INFO"):
+        assert [len(data[split]) for split in ("train", "val")] == [1, 1]
+    assert "parts.0: its test split has no images" in caplog.text
+    assert [Path(path).name for path in data["train"].all_files()] == ["train.png", "val.png"]
+    with pytest.raises(DataError, match=r"test.csv: the manifest cannot be read"):
+        len(data["test"])
+    (tmp_path / "val.csv").unlink()
+    with pytest.raises(DataError, match=r"val.csv: the manifest cannot be read"):
+        len(DATASETS.build({"name": "concat", "parts": parts}, split="train"))
+
+
 def test_cityscapes(tmp_path):
     for subset, city, frame in (
         ("train", "aachen", 19),
@@ -232,6 +305,13 @@ def test_cityscapes(tmp_path):
     dataset = build("image_mask", tmp_path, "cityscapes", **merged)["train"]
     mask(tmp_path / "gtFine/train/aachen/aachen_000019_000019_gtFine_labelIds.png", [24, 25, 0, 7, 33, 26])
     assert dataset[0]["mask"][0].tolist() == [0, 0, 255, 1, 1, 1]
+    dataset = build("image_mask", tmp_path, "cityscapes", remap={"rider": "person", 0: "sky"})["train"]  # rest as it is
+    assert dataset[0]["mask"][0].tolist() == [11, 11, 10, 0, 18, 13]
+    dataset = build("image_mask", tmp_path, "cityscapes", remap={"rider": "person", "*": "ignore"})["train"]
+    assert dataset[0]["mask"][0].tolist() == [255, 11, 255, 255, 255, 255]
+    dataset = build("image_mask", tmp_path, "cityscapes", remap={25: "person"})["train"]  # a table of other ids
+    with pytest.raises(DataError, match=r"unknown class ids 0 .*, 7 .*known are 25 and ignore_index 255"):
+        dataset[0]
 
 
 def test_kitti(tmp_path):

@@ -6,13 +6,15 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 import densectx
 from densectx import MODELS, TASKS
-from densectx.distributions import how_to_install
+from densectx.distributions import FOLDERS, how_to_install
 from densectx.errors import ConfigError, PluginError
 from densectx.registry import REGISTRIES, Registry, allow_import, documentation
 
@@ -289,7 +291,15 @@ assert not heavy, heavy
         ),
         ("DenseCtx_Edges", "pip install ./plugins/densectx-edges in a checkout of densectx"),
         ("densectx[export]", "pip install '.[export]' in a checkout of densectx (densectx is not on PyPI)"),
+        ("densectx-template", "pip install ./plugins/template in a checkout of densectx"),
+        ("densectx-mine>=1", "pip install 'densectx-mine>=1'"),
     ],
 )
 def test_what_is_not_on_pypi_is_installed_from_a_checkout(requirement, said):
     assert how_to_install(requirement).startswith(said)
+
+
+def test_the_folders_of_the_repository_are_known():
+    root = Path(__file__).parents[1]
+    found = {tomllib.loads(file.read_text())["project"]["name"]: file.parent for file in root.glob("**/pyproject.toml")}
+    assert found == {name: root / folder for name, folder in FOLDERS.items()}

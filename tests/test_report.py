@@ -29,6 +29,7 @@ from densectx.report import chart as charts
 from densectx.report.build import write_report
 from densectx.report.chart import Line, chart
 from densectx.report.errors import error_map
+from densectx.report.gallery import gallery
 from densectx.report.history import Series, read_history
 from densectx.report.images import SIDE, embedded, thumbnail
 from densectx.report.markup import escaped, tag
@@ -261,7 +262,7 @@ def test_measures_are_those_of_the_fit(run):
     )
     assert set(found) == {"segmentation", "denoising", "super_resolution", "colorization", "regression", "tags"}
     for key, one in found.items():
-        assert one.seen == one.total == len(NAMES)
+        assert one.looked == one.labelled == one.total == len(NAMES)
         assert len(one.scored) == len(NAMES)
         for name, value in one.values.items():
             assert value == pytest.approx(logged[f"val/{key}/{name}"], rel=1e-4, abs=1e-4, nan_ok=True), (key, name)
@@ -289,9 +290,29 @@ def test_limit_is_spread_over_the_split(run):
         "denoising"
     ]
     assert [Path(s.name).stem for s in one.scored] == [NAMES[i] for i in (0, 2, 4)]
-    assert (one.seen, one.total) == (3, 7)
+    assert (one.looked, one.labelled, one.total) == (3, 3, 7)
     page = page_of(run, split="test", limit=3)
-    assert any("18 of 42 samples" in e["text"] for e in page.all("caption"))
+    assert any("6 of 14 samples" in e["text"] for e in page.all("caption"))  # of two sources, not of six tasks
+
+
+def test_samples_without_a_label_are_looked_at(copied):
+    config = load_yaml(copied / "config.yaml")
+    scenes = config["data"]["sources"]["scenes"]
+    folder = Path(scenes["root"])
+    with open(copied / "test.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "mask", "target"])
+        for number, name in enumerate(NAMES):
+            mask = folder / f"masks/test/{name}.png" if number < 4 else ""
+            rows.writerow([folder / f"images/test/{name}.png", mask, folder / f"depth/test/{name}.npy"])
+    table = {"name": "manifest", "file": str(copied / "{split}.csv"), "target": "map", "classes": CLASSES}
+    config["data"]["sources"]["scenes"] = table
+    (copied / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    page = page_of(copied, split="test")
+    assert any(e["text"] == "Measured for this page on the test split." for e in page.all("caption"))
+    notes = [e["text"] for e in page.all("p") if e["text"].startswith("Classes and pictures")]
+    assert sum("all 7 samples of the test split" in text for text in notes) == len(notes) == 6
+    assert sum("of which 4 have its labels" in text for text in notes) == 1
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=20), st.booleans())
@@ -334,6 +355,24 @@ def test_error_maps_of_each_kind():
     drawn = [torch.zeros(3, 5, 7), torch.full((3, 5, 7), 2.0), torch.full((3, 5, 7), 0.5)]
     found = error_map(_Task("image"), scores, {"ab": depth}, drawn, 9).values
     torch.testing.assert_close(found, torch.full((5, 7), 127.5))
+
+
+def test_tasks_whose_errors_cannot_be_drawn(run, monkeypatch):
+    scores = torch.rand(1, 3, 5, 7)
+    pictures = [torch.zeros(3, 5, 7), torch.zeros(3, 5, 7), torch.zeros(3, 10, 14)]
+    assert error_map(_Task("classes"), scores, {"mask": torch.zeros(1, 3, 5, 7)}, pictures, 9).values.isnan().all()
+    for drawn in (pictures, pictures[:2], pictures[:1]):
+        assert error_map(_Task("image"), scores, {}, drawn, 9).values.isnan().all()
+    model, data = densectx.load(run), DataModule(densectx_data(run), num_workers=0)
+    for key in model.tasks:
+        task = model.task(key)
+        monkeypatch.setattr(task, "draw", lambda *answer, draw=task.draw: draw(*answer)[:2])
+    found = measure(model, data, "val", seed=0)
+    for key, names in (("denoising", ["Input", "Answer"]), ("segmentation", ["Input", "Answer", "Error"])):
+        page = Page(str(tag("div", gallery(key, model.task(key), found[key]))))
+        captions = [e["text"] for e in page.all("figcaption") if e["text"] in ("Input", "Answer", "Truth", "Error")]
+        assert captions == names * 2 * SHOWN
+        assert any("Error: " in e["text"] for e in page.all("p")) == ("Error" in names)
 
 
 def test_thumbnails_keep_means_and_colours():

@@ -262,6 +262,50 @@ def test_a_bad_dataset(tmp_path):
                 check()
 
 
+class Stripes(Dataset):
+    """A generated data set.
+
+    Args:
+        split: which samples.
+        cache: folder that samples may be kept in.
+        root: folder of a file whose size is the level of the images.
+    """
+
+    def __init__(self, *, split, cache: str | None = None, root: str | None = None):
+        self.root = None if root is None else Path(root)
+        self.info = SourceInfo(size=(4, 4))
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        level = 0 if self.root is None else (self.root / "level").stat().st_size
+        return {"image": torch.full((3, 4, 4), float(level)), "gray": torch.tensor(False)}
+
+    def name(self, index):
+        return f"stripes {index}"
+
+
+class Globbed(Stripes):
+    """One that takes a missing folder for an empty one."""
+
+    def __len__(self):
+        return len([*self.root.glob("*")])
+
+
+def test_options_that_the_samples_do_not_depend_on_may_name_anything(tmp_path):
+    check_dataset(partial(Stripes, cache=str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "level").touch()
+    for kind, said in (
+        (Stripes, "the first item without files raises FileNotFoundError"),
+        (Globbed, "len without files raises nothing"),
+    ):
+        found = failures(check_dataset, partial(kind, root=str(tmp_path)))
+        assert list(found) == ["reads_nothing_when_built"]
+        assert said in found["reads_nothing_when_built"]
+
+
 # messages -------------------------------------------------------------------------------------------------------------
 
 

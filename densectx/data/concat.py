@@ -12,7 +12,7 @@ from typing import Any, final
 from pytorch_lightning.utilities import rank_zero_info
 
 from densectx.data.base import Dataset, FromFiles, Located, Split
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, DataError
 from densectx.registry import DATASETS
 from densectx.types import Sample, SourceInfo
 
@@ -25,7 +25,8 @@ class Concat(Dataset):
 
     Images of different parts are told apart by the stem of their file, those of one part by their path. An image that
     several parts have is taken from the first that has it; training leaves out every image that any part has in ``val``
-    or ``test``. How many that are is said once.
+    or ``test``; a ``test`` that cannot be listed has none, which is said. How many are left out is said once. Parts
+    that are not read from files (that are no :class:`densectx.data.base.FromFiles`) share no image with others.
 
     Args:
         parts: specs of data sets, whose channels, classes, ``ignore_index``, kind of target and scale agree.
@@ -39,10 +40,8 @@ class Concat(Dataset):
         if not parts:
             raise ConfigError("parts: empty; name at least one data set.")
         self.parts = [_part(number, spec, split) for number, spec in enumerate(parts)]
-        self.held_out: list[Dataset] = []
-        if split == "train":
-            others: tuple[Split, Split] = ("val", "test")
-            self.held_out = [_part(number, spec, other) for other in others for number, spec in enumerate(parts)]
+        others: tuple[Split, ...] = ("val", "test") if split == "train" else ()
+        self.others = {other: [_part(number, spec, other) for number, spec in enumerate(parts)] for other in others}
         infos = [part.info for part in self.parts]
         for number, info in enumerate(infos):
             for key in _ALIKE:
@@ -63,18 +62,39 @@ class Concat(Dataset):
 
     def _place_parts(self) -> None:
         """Tell the parts where their options stand, which is known only after they are built."""
-        for number, part in enumerate((*self.parts, *self.held_out)):
-            part.key_path = ".".join(filter(None, (self.key_path, f"parts.{number % len(self.parts)}")))
+        for parts in (self.parts, *self.others.values()):
+            for number, part in enumerate(parts):
+                part.key_path = ".".join(filter(None, (self.key_path, f"parts.{number}")))
+
+    @cached_property
+    def _held_out(self) -> list[tuple[int, Dataset]]:
+        """What training leaves out, with the number of the part that it belongs to."""
+        self._place_parts()
+        found = []
+        for split, parts in self.others.items():
+            for number, part in enumerate(parts):
+                try:
+                    len(part)
+                except DataError as error:
+                    if split != "test":
+                        raise
+                    rank_zero_info(f"{part.key_path}: its test split has no images: {error}")
+                else:
+                    found.append((number, part))
+        return found
 
     @cached_property
     def _indices(self) -> list[list[int]]:
         """Of each part, the samples that are taken."""
         self._place_parts()
-        held_out = [(number % len(self.parts), _names(part)) for number, part in enumerate(self.held_out)]
+        held_out = [(number, _names(part) or []) for number, part in self._held_out]
         taken: list[list[int]] = []
         earlier: set[str] = set()
         for number, part in enumerate(self.parts):
             names = _names(part)
+            if names is None:
+                taken.append(list(range(len(part))))
+                continue
             # of its own splits only the very file: train/0001.png and val/0001.png are two images
             own = {name for other, held in held_out if other == number for name in held}
             stems = earlier | {_stem(name) for other, held in held_out if other != number for name in held}
@@ -116,8 +136,8 @@ class Concat(Dataset):
     def all_files(self) -> list[str]:
         """Those of the parts, see :class:`densectx.data.base.FromFiles`, and of the splits that training leaves out."""
         self._place_parts()
-        parts = [part for part in (*self.parts, *self.held_out) if isinstance(part, FromFiles)]
-        return [path for part in parts for path in part.all_files()]
+        parts = (*self.parts, *(part for _, part in self._held_out))
+        return [path for part in parts if isinstance(part, FromFiles) for path in part.all_files()]
 
 
 def _part(number: int, spec: Mapping[str, Any], split: Split) -> Dataset:
@@ -125,8 +145,9 @@ def _part(number: int, spec: Mapping[str, Any], split: Split) -> Dataset:
     return part
 
 
-def _names(part: Dataset) -> list[str]:
-    return [part.name(index) for index in range(len(part))]
+def _names(part: Dataset) -> list[str] | None:
+    """What the samples of files are called; others have numbers, which say nothing about those of another part."""
+    return [part.name(index) for index in range(len(part))] if isinstance(part, FromFiles) else None
 
 
 def _stem(name: str) -> str:

@@ -64,7 +64,8 @@ class ImageMask(Dataset):
         palette: one (R, G, B) in 0..255 a class; default PASCAL VOC's colours.
         ignore_index: id of unlabelled pixels, default 255.
         remap: ``{id or class name of the files: class name, id or "ignore"}``; ``"*"`` names all others, without it
-            an id that is not named is refused.
+            an id that is not named is refused, or, where classes of the preset are named, means there what it means in
+            the preset.
         colors: masks are files of colours: true for those of ``palette``, or ``{class or "ignore": [R, G, B] or a
             list of these}`` for others; a colour that is not declared is refused.
         channels: of the images: 3, 1 or N, see :func:`densectx.data.reader.read_image`.

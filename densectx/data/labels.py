@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from scipy.io import loadmat
 from torch import Tensor
 
 from densectx.data.arrays import kind_of, read_stored
-from densectx.data.blob import Source, stream
+from densectx.data.blob import Source
+from densectx.data.limits import check_size
+from densectx.data.matlab import read_variable
 from densectx.data.pillow import ORIENTATION, opened, storage, unknown_mode
 from densectx.errors import DataError
 
@@ -144,17 +145,15 @@ def read_boundaries(path: Source) -> Tensor:
     """A BSDS500 ground-truth file: (1, H, W) float32, the mean of the annotators' boundary maps.
 
     Raises:
-        DataError: not a MATLAB file, or without ``groundTruth{k}.Boundaries`` of one size.
+        DataError: not a MATLAB file of version 5, too large, or without ``groundTruth{k}.Boundaries`` of one size.
     """
-    try:
-        with stream(path) as file:
-            cells = loadmat(file)["groundTruth"].ravel()
-        maps = [np.asarray(cell["Boundaries"][0, 0], dtype=np.float32) for cell in cells]
-        mean = np.mean(np.stack(maps), axis=0, dtype=np.float32)
-    except Exception as error:  # SciPy raises nearly anything on damaged files
-        raise DataError(f"{path}: no BSDS500 ground truth ({type(error).__name__}: {error}).") from error
-    if mean.ndim != 2 or mean.min() < 0 or mean.max() > 1:
-        raise DataError(f"{path}: expected boundary maps (H, W) of 0 and 1, got shape {mean.shape}.")
+    with _ground_truth(path, "BSDS500"):
+        maps = [cell.field("Boundaries").numbers() for cell in read_variable(path, "groundTruth").cells()]
+        height, width = maps[0].shape
+        check_size(path, height, width, len(maps))
+        mean = np.mean(np.stack([values.astype(np.float32) for values in maps]), axis=0, dtype=np.float32)
+    if mean.min() < 0 or mean.max() > 1:
+        raise DataError(f"{path}: expected boundary maps of 0 and 1, got {mean.min():g} to {mean.max():g}.")
     return torch.from_numpy(mean)[None]
 
 
@@ -162,13 +161,21 @@ def read_sbd(path: Source) -> Tensor:
     """A class file of the Semantic Boundaries Dataset (Hariharan et al. 2011): (H, W) int64 ids of PASCAL VOC.
 
     Raises:
-        DataError: not a MATLAB file, or without ``GTcls.Segmentation``.
+        DataError: not a MATLAB file of version 5, too large, or without ``GTcls.Segmentation``.
     """
-    try:
-        with stream(path) as file:
-            ids = np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0])
-        if ids.ndim != 2 or ids.dtype.kind not in "ui" or ids.size == 0:
+    with _ground_truth(path, "SBD"):
+        ids = read_variable(path, "GTcls").field("Segmentation").numbers()
+        if ids.ndim != 2 or ids.dtype.kind not in "ui":
             raise TypeError(f"{ids.dtype} of shape {ids.shape}")
-    except Exception as error:  # SciPy raises nearly anything on damaged files
-        raise DataError(f"{path}: no SBD ground truth ({type(error).__name__}: {error}).") from error
+        check_size(path, *ids.shape)
     return torch.from_numpy(ids.astype(np.int64))
+
+
+@contextmanager
+def _ground_truth(path: Source, of: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # damaged files raise nearly anything
+        raise DataError(f"{path}: no {of} ground truth ({type(error).__name__}: {error}).") from error

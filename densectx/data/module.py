@@ -108,7 +108,15 @@ class DataModule(pl.LightningDataModule):
             datasets[name] = DATASETS.build(own, where, also=RESERVED, split=split)
             datasets[name].key_path = where
         given, info = spec.get("augment"), self.datasets["train"][name].info
-        self.augments[name] = None if given is None else Augment.from_config(given, f"{where}.augment", info)
+        augment = None if given is None else Augment.from_config(given, f"{where}.augment", info)
+        varies = augment is not None and augment.scale[0] < augment.scale[1] and not (augment.crop or augment.pad)
+        if varies and self.batch_sizes[name] > 1:
+            raise ConfigError(
+                f"{where}.augment.scale: gives every sample a size of its own, and those of a batch of"
+                f" {self.batch_sizes[name]} must have one; set {where}.augment.crop, augment.pad: true, which"
+                " enlarges them to the largest of the batch, or batch_size: 1."
+            )
+        self.augments[name] = augment
 
     def info(self) -> dict[str, SourceInfo]:
         """What a model must know of each source; reads no file. ``size`` is that after augmentation."""

@@ -34,7 +34,8 @@ def class_masks(
     """The classes that options of a config, beside those of a preset, give; and their palette.
 
     A preset's palette and remap belong to its classes: where ``classes`` are given they do not hold. Names in
-    ``remap`` are the preset's classes, or, without one, ``classes``.
+    ``remap`` are the preset's classes, or, without one, ``classes``. One that names the preset's classes is about files
+    in the preset's ids, so without ``classes`` or ``"*"`` what it does not name stays as it is there.
 
     Raises:
         ConfigError: as :class:`ClassMasks`, or a palette of another length.
@@ -55,7 +56,10 @@ def class_masks(
     file_ids = {name: [i] for i, name in enumerate(own or names)}
     if "remap" in base:
         file_ids = {name: [old for old, new in base["remap"].items() if new == i] for i, name in enumerate(own)}
-    return ClassMasks(names, table, ignore, remap, file_ids, colours), table
+    rest: Mapping[int, Any] = {}
+    if own and classes is None and remap is not None and REST not in remap and any(key in file_ids for key in remap):
+        rest = base.get("remap") or {i: i for i in range(len(own))}
+    return ClassMasks(names, table, ignore, remap, file_ids, colours, rest), table
 
 
 @final
@@ -72,6 +76,7 @@ class ClassMasks:
         names: name -> ids of the files, for ``from``.
         colours: ``True`` takes files of colours, by the palette; a mapping ``{class or "ignore": [R, G, B] or a list of
             these}`` replaces the palette's colour of the classes it names. None and ``False`` take files of ids.
+        rest: ``{id: to}`` for the ids that ``remap`` does not name.
 
     Raises:
         ConfigError: unknown classes, values of the wrong kind, one colour for two classes.
@@ -85,6 +90,7 @@ class ClassMasks:
         remap: Mapping[Any, Any] | None = None,
         names: Mapping[str, Sequence[int]] | None = None,
         colours: Mapping[str, Any] | bool | None = None,
+        rest: Mapping[int, Any] | None = None,
     ) -> None:
         self.classes, self.ignore_index = tuple(classes), ignore_index
         self._table: dict[int, int] | None = None
@@ -95,7 +101,7 @@ class ClassMasks:
                 raise ConfigError("remap: is for files of ids; with 'colors' name the classes there.")
             self._colours = self._colour_table(palette, {} if colours is True else colours)
         elif remap is not None:
-            self._remap(remap, names or {})
+            self._remap(remap, names or {}, rest or {})
 
     def read(self, path: Path, files: Files) -> Tensor:
         """(H, W) int64.
@@ -146,7 +152,7 @@ class ClassMasks:
             raise ConfigError(f"{where}: expected a class name, an id in 0..{len(self.classes) - 1} or {IGNORE!r}.")
         return value
 
-    def _remap(self, remap: Mapping[Any, Any], names: Mapping[str, Sequence[int]]) -> None:
+    def _remap(self, remap: Mapping[Any, Any], names: Mapping[str, Sequence[int]], rest: Mapping[int, Any]) -> None:
         self._table = {}
         for key, value in remap.items():
             target = self._target(f"remap.{key}", value)
@@ -163,6 +169,7 @@ class ClassMasks:
             for id_ in names[key] if isinstance(key, str) else [key]:
                 if self._table.setdefault(id_, target) != target:
                     raise ConfigError(f"remap: id {id_} is given two targets.")
+        self._table = {id_: self._target("remap", to) for id_, to in rest.items()} | self._table
 
     def _colour_table(self, palette: Colours, given: Any) -> dict[int, int]:
         if not isinstance(given, Mapping):

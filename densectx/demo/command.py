@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, final
 
+from densectx.demo.store import FORGET_EVERY
 from densectx.errors import ConfigError, unknown
 from densectx.imports import allow_import
 from densectx.model_names import where_to_get
@@ -75,7 +76,9 @@ async def _serve(server: Server, listening: socket.socket) -> None:
     sys.stdout.write(f"http://{shown}:{server.port}/   (Ctrl-C ends it)\n")
     sys.stdout.flush()
     try:
-        await asyncio.Event().wait()  # serve_forever would wait for every open connection at the end
+        while True:  # serve_forever would wait for every open connection at the end
+            await asyncio.sleep(FORGET_EVERY)
+            server.store.forget()
     finally:
         answering.close()
 

@@ -52,6 +52,11 @@ class Job:
     answer: dict[str, Any] = field(default_factory=dict)
     gone: threading.Event = field(default_factory=threading.Event)
 
+    def take(self) -> bytes:
+        """The file, which is not kept here any longer."""
+        content, self.content = self.content, b""
+        return content
+
     def step(self, stage: str, share: float) -> None:
         """Say how far it is.
 
@@ -148,8 +153,7 @@ class Queue:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             try:
-                content, job.content = job.content, b""
-                job.answer = self.answering(content, job.tasks, job.options, job.step)
+                job.answer = self.answering(job.take(), job.tasks, job.options, job.step)
                 state: State = "done"
             except Cancelled:
                 state = "cancelled"

@@ -11,6 +11,8 @@ from typing import Final, NamedTuple, final
 
 SECONDS: Final = 1800.0
 """After which an answer is forgotten."""
+FORGET_EVERY: Final = 5.0
+"""Seconds after which whoever has a store lets it forget, whether or not anybody asks for an answer."""
 BYTES: Final = 512 << 20
 """Of all answers together; the oldest go first."""
 
@@ -65,6 +67,11 @@ class Store:
             self._forget()
             kept = self._kept.get(token)
         return kept.files[number] if kept is not None and 0 <= number < len(kept.files) else None
+
+    def forget(self) -> None:
+        """Let go of what is old; otherwise that waits until a file is kept or asked for."""
+        with self._lock:
+            self._forget()
 
     @property
     def size(self) -> int:

@@ -108,7 +108,6 @@ def _dtype(config: Mapping[str, Any], device: torch.device) -> torch.dtype | Non
 
 def _scores(run: Run, split: Split, measured: Mapping[str, Measured]) -> Scores:
     """Those of the whole split: as the fit logged them, else as they were measured for this page."""
-    part = all(one.seen >= one.total for one in measured.values())
     step, logged = run.history.validation(run.step)
     if split == "val" and logged:
         values: dict[str, dict[str, float]] = {}
@@ -120,9 +119,11 @@ def _scores(run: Run, split: Split, measured: Mapping[str, Measured]) -> Scores:
             {k: v for k, v in values.items() if k in known},
             f"Of the validation after step {step}, as the fit logged it.",
         )
-    samples = sum(one.seen for one in measured.values()), sum(one.total for one in measured.values())
+    model = run.model
+    sources = {} if model is None else {model.task(key).source: one for key, one in measured.items()}
+    looked, total = sum(one.looked for one in sources.values()), sum(one.total for one in sources.values())
     origin = f"Measured for this page on the {_SPLITS[split]} split"
-    origin += "." if part else f", {samples[0]} of {samples[1]} samples: not the numbers of the whole split."
+    origin += "." if looked == total else f", {looked} of {total} samples: not the numbers of the whole split."
     return Scores({key: one.values for key, one in measured.items()}, origin)
 
 
@@ -131,10 +132,11 @@ def _task(
 ) -> Section:
     task = model.task(key)
     info = model.config.get("sources", {}).get(task.source, {})
-    whole = "all" if measured.seen == measured.total else f"{measured.seen} of {measured.total}"
-    origin = f"Classes and pictures: {whole} samples of the {_SPLITS[split]} split, source "
+    count = f"all {measured.total}" if measured.looked == measured.total else f"{measured.looked} of {measured.total}"
+    origin = f"Classes and pictures: {count} samples of the {_SPLITS[split]} split, source "
+    some = f", of which {measured.labelled} have its labels" if measured.labelled < measured.looked else ""
     body: list[Child] = [
-        note(origin, tag("code", task.source), "."),
+        note(origin, tag("code", task.source), f"{some}."),
         tag(
             "div", measures(values or measured.values, model, key), spread(task, measured, f"s{index}"), class_="beside"
         ),

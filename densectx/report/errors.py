@@ -45,12 +45,19 @@ def error_map(task: Task, prediction: Tensor, target: Target, drawn: Sequence[Te
         task: the task.
         prediction: (1, K, H, W) postprocessed.
         target: one sample, as ``prepare`` gave it.
-        drawn: input, answer, truth (3, H, W) of the task's ``draw``.
+        drawn: what the task draws: input, answer, truth (3, H, W).
         ignore_index: of unlabelled pixels.
+
+    Returns:
+        NaN everywhere where there is nothing to compare: a task of classes without a target (1, H, W), or one whose
+        ``draw`` gives no answer and truth of one size.
     """
+    nothing = torch.full(prediction.shape[2:], torch.nan)
     truth = next((value for value in target.values() if value.shape == prediction.shape), None)
     if task.output == "classes":
-        ids = next(v for v in target.values() if v.ndim == 3 and v.shape[1:] == prediction.shape[2:])
+        ids = next((v for v in target.values() if v.ndim == 3 and v.shape[1:] == prediction.shape[2:]), None)
+        if ids is None:
+            return ErrorMap("classes", nothing)
         wrong = (prediction.argmax(1) != ids).float()
         return ErrorMap("classes", wrong.masked_fill(ids == ignore_index, torch.nan)[0])
     if task.output == "labels" and truth is not None:
@@ -58,5 +65,7 @@ def error_map(task: Task, prediction: Tensor, target: Target, drawn: Sequence[Te
         return ErrorMap("labels", wrong.where(~truth.isnan(), torch.nan).nanmean(1)[0])
     if task.output == "values" and truth is not None:
         return ErrorMap("values", (prediction - truth).abs().nanmean(1)[0].float())
+    if len(drawn) < 3 or drawn[1].shape != drawn[2].shape:
+        return ErrorMap("levels", nothing)
     answer, other = drawn[1:3]
     return ErrorMap("levels", (answer.clamp(0, 1) - other.clamp(0, 1)).abs().mean(0).float() * 255)

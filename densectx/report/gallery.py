@@ -21,7 +21,7 @@ from densectx.report.ranking import Scored
 from densectx.tasks.base import Task
 
 _WRONG = (0.86, 0.08, 0.24)
-_NAMES = ("Input", "Answer", "Truth", "Error")
+_NAMES = ("Input", "Answer", "Truth")
 
 
 def gallery(key: str, task: Task, measured: Measured) -> list[Html]:
@@ -36,8 +36,7 @@ def gallery(key: str, task: Task, measured: Measured) -> list[Html]:
         if ends:
             parts.append(tag("h3", f"{title} of {len(measured.scored)}"))
             parts += [_row(key, task, one, limit) for one in ends]
-    parts.append(_scale(shown, limit))
-    return parts
+    return [*parts, *_scale(shown, limit)]
 
 
 def spread(task: Task, measured: Measured, identity: str) -> Html | None:
@@ -58,20 +57,22 @@ def spread(task: Task, measured: Measured, identity: str) -> Html | None:
 
 def _row(key: str, task: Task, one: Scored, limit: float) -> Html:
     assert one.error is not None
-    pictures = [*one.pictures, _coloured(one.error, one.pictures[0], limit)]
-    places = zip(_NAMES, pictures, strict=False) if len(pictures) == len(_NAMES) else ()
+    known = bool(one.error.values.isfinite().any())
+    pictures = dict(zip(_NAMES, one.pictures, strict=False))
+    if known:
+        pictures["Error"] = _coloured(one.error, one.pictures[0], limit)
     figures = [
         tag(
             "figure",
             embedded(picture, f"{name} of {key} for {one.name}"),
             tag("figcaption", name),
         )
-        for name, picture in places
+        for name, picture in pictures.items()
     ]
     score = task.score
     trivial = f", {score.baseline} {number(one.trivial)}" if np.isfinite(one.trivial) else ""
     mean = ""
-    if one.error.kind != "classes" or one.error.values.isfinite().any():
+    if known:
         value = float(one.error.values.nanmean())
         mean = f", {value:.1%} of the pixels wrong" if one.error.kind == "classes" else f", mean error {number(value)}"
     caption = [tag("strong", f"{score.metric} {number(one.score)}"), trivial, mean, tag("br"), tag("code", one.name)]
@@ -102,14 +103,14 @@ def _coloured(error: ErrorMap, image: Tensor, limit: float) -> Tensor:
     return torch.where(unknown, 0.5, heat)
 
 
-def _scale(shown: Sequence[Scored], limit: float) -> Html:
-    """What the colours of the error maps mean."""
-    error = shown[0].error
-    assert error is not None
+def _scale(shown: Sequence[Scored], limit: float) -> list[Html]:
+    """What the colours of the error maps mean, where there are any."""
+    error = next((one.error for one in shown if one.error is not None and one.error.values.isfinite().any()), None)
+    if error is None:
+        return []
     if error.kind == "classes":
-        return note(
-            "Error: ", tag("span", class_="chip wrong-chip", aria_hidden="true"), "wrong class; dark: not labelled."
-        )
+        chip = tag("span", class_="chip wrong-chip", aria_hidden="true")
+        return [note("Error: ", chip, "wrong class; dark: not labelled.")]
     bar = np.repeat(sequential(np.linspace(0, 1, 256))[None], 10, 0)
     picture = torch.from_numpy(bar).permute(2, 0, 1).float() / 255
     words = f"Error: {MEANING[error.kind]}. Gray: not known."
@@ -118,4 +119,4 @@ def _scale(shown: Sequence[Scored], limit: float) -> Html:
         embedded(picture, "scale of colours, dark to light"),
         tag("span", f"{number(limit)} and more"),
     ]
-    return tag("div", tag("p", words, class_="note"), tag("div", ends, class_="ramp"))
+    return [tag("div", tag("p", words, class_="note"), tag("div", ends, class_="ramp"))]

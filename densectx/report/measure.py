@@ -32,20 +32,22 @@ class Measured:
     """What was found for a task.
 
     Attributes:
+        looked: samples of the source that were looked at.
         total: samples that the split has.
         metric: the task's metric, with its sums over all that were looked at.
         ranking: the best and the worst samples.
         scored: every sample that has a score, in the order of the data, without pictures.
         values: {metric: value} over all that were looked at.
-        seen: samples that were looked at.
+        labelled: samples looked at that have what the task needs.
     """
 
+    looked: int
     total: int
     metric: Metric
     ranking: Ranking
     scored: list[Scored] = field(default_factory=list)
     values: dict[str, float] = field(default_factory=dict)
-    seen: int = 0
+    labelled: int = 0
 
 
 def measure(
@@ -64,7 +66,7 @@ def measure(
         dtype: of autocast, null for none.
 
     Returns:
-        {task: what was found}; tasks whose source has no samples in the split are left out.
+        {task: what was found}; tasks that no sample of the split has a label for are left out.
 
     Raises:
         DataError: a sample cannot be read.
@@ -77,10 +79,10 @@ def measure(
         total = len(dataset) if keys else 0
         if not total:
             continue
+        count = min(total, limit) if limit else total
         for key in keys:
             task = model.task(key)
-            found[key] = Measured(total, _metric(task), Ranking(task.score.higher_is_better))
-        count = min(total, limit) if limit else total
+            found[key] = Measured(count, total, _metric(task), Ranking(task.score.higher_is_better))
         items = Items({source: dataset}, {source: None}, seed)
         for index in (place * total // count for place in range(count)):
             sample = collate([items[source, 0, index]])[source]
@@ -90,7 +92,7 @@ def measure(
         warnings.filterwarnings("ignore", "The ``compute`` method of metric")
         for one in found.values():
             one.values = {name: float(value) for name, value in one.metric.compute().items()}
-    return {key: one for key, one in found.items() if one.seen}
+    return {key: one for key, one in found.items() if one.labelled}
 
 
 Answer = tuple[Tensor, Tensor, Target]  # postprocessed, x, target: of one sample
@@ -117,7 +119,7 @@ def _answers(
 @torch.no_grad()
 def _count(task: Task, answer: Answer, measured: Measured, name: str, ignore_index: int) -> None:
     """Add a sample to the sums and, if it has a label, to the list of scores."""
-    measured.seen += 1
+    measured.labelled += 1
     alone = _metric(task)
     _update(task, answer, alone)
     measured.metric.merge_state(alone)

@@ -175,7 +175,12 @@ def answers_alike_in_bf16(case: TaskCase) -> None:
 
 
 def draws_pictures(case: TaskCase) -> None:
-    """A list of (3, H, W) pictures in 0..1 of every sample, without labels as well."""
+    """A list of (3, H, W) pictures in 0..1 of every sample, without labels as well.
+
+    ``densectx report`` shows the first three as input, answer and truth. Its map of errors compares answer and truth of
+    one size, or, of classes, the answer with a target (B, H, W), of labels and values with one of the answer's shape;
+    a task that has neither goes without.
+    """
     from densectx.testing import samples
 
     model, batch = case.model(), case.batch()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 from densectx import HEADS
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, DataError
 from densectx.losses import Countable, Criterion, Loss
 from densectx.tasks.base import Counting, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
@@ -83,7 +83,8 @@ class Edges(Task, Counting):
         features: given by the model.
         in_channels: given by the model.
         info: given by the model.
-        source: key of a source whose ``target`` is the share of annotators (BSDS500), NaN where unlabelled.
+        source: key of a source whose ``target`` is a map of one channel, the share of annotators (BSDS500), NaN where
+            unlabelled.
         weight: of its loss.
         threshold: share that makes a boundary pixel; what fewer marked counts in neither loss nor metric (Liu et
             al. 2017). Annotators rarely hit the same pixel: of BSDS500's, 6 % are marked, 2 % reach 0.3, 0.7 % 0.5.
@@ -107,16 +108,28 @@ class Edges(Task, Counting):
         loss: Spec | Sequence[Spec] = "balanced_bce",
     ) -> None:
         super().__init__(source, weight, channels=info.channels, in_channels=in_channels)
-        if "target" not in info.keys or not 0 < threshold <= 1:
-            raise ConfigError(f"edges: source {source!r} has no target, or threshold {threshold} is not in (0, 1].")
+        if "target" not in info.keys or info.target != "map" or info.scale != 1:
+            raise ConfigError(f"edges: source {source!r} has no map of boundaries of its images' size as the target.")
+        if not 0 < threshold <= 1:
+            raise ConfigError(f"edges: threshold {threshold} is not in (0, 1].")
         self.threshold = threshold
         self.head = HEADS.build(head, "head", features=features, in_channels=info.channels, out_channels=1, scale=1)
         self.criterion = Criterion(loss, threshold=threshold)
         self.metrics = BoundaryMetrics()
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:
-        """The image itself, and the share of annotators."""
-        return batch["image"], {"share": batch["target"]}
+        """The image itself, and the share of annotators.
+
+        Raises:
+            DataError: the target has more than one channel.
+        """
+        target = batch["target"]
+        if target.shape[1] != 1:
+            raise DataError(
+                f"edges: the target of source {self.source!r} has {target.shape[1]} channels, expected one, the share"
+                " of annotators."
+            )
+        return batch["image"], {"share": target}
 
     def inputs(self, image: Tensor, options: Mapping[str, float | None]) -> Tensor:
         """The image itself."""

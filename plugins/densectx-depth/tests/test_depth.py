@@ -196,12 +196,13 @@ def test_registered_by_entry_points():
     assert densectx.DATASETS.entry("stereo_motorcycle").target == "densectx_depth:StereoMotorcycle"
 
 
-def test_its_parts_keep_the_contract(depth):
+def test_its_parts_keep_the_contract(depth, tmp_path):
     batch = make_batch(METRES)
     batch["target"] = batch["target"] * 8 + 1  # metres; a corner stays unknown
     check_task("depth", info=METRES, batch=batch)
     check_loss("silog", target="numbers")
     check_dataset("stereo_motorcycle")
+    check_dataset({"name": "stereo_motorcycle", "nyud": str(tmp_path)})
 
 
 def test_answers_lie_in_the_range_and_pictures_are_pictures():

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import binary_average_precision
 
 import densectx
 from densectx.config import compose
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, DataError
 from densectx.model import DenseModel
 from densectx.testing import check_loss, check_task
 from densectx.types import SourceInfo
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("installed")
 
 CONFIG = Path(__file__).parents[1] / "configs" / "boundaries_bsds500.yaml"
 NAN = math.nan
-BSDS500 = SourceInfo(keys=("image", "target"))
+BSDS500 = SourceInfo(keys=("image", "target"), target="map")
 
 
 @pytest.fixture
@@ -182,13 +182,24 @@ def test_draw(model):
 
 @pytest.mark.parametrize(
     ("options", "info", "part"),
-    [({}, SourceInfo(), "no target"), ({"threshold": 0}, BSDS500, "threshold 0")],
+    [
+        ({}, SourceInfo(), "no map of boundaries"),
+        ({}, SourceInfo(keys=("image", "target"), target="image"), "no map of boundaries"),
+        ({}, SourceInfo(keys=("image", "target"), target="image", scale=2), "no map of boundaries"),
+        ({"threshold": 0}, BSDS500, "threshold 0"),
+    ],
 )
 def test_refused(options, info, part):
     spec = {"name": "edges", "source": "photos"} | options
     config = {"backbone": {"name": "plain", "width": 4}, "projection": None, "tasks": {"edges": spec}}
     with pytest.raises(ConfigError, match=part):
         DenseModel.from_config(config, {"photos": info})
+
+
+def test_maps_of_several_channels_are_refused(model):
+    batch = {"image": torch.rand(1, 3, 12, 16), "target": torch.rand(1, 3, 12, 16)}
+    with pytest.raises(DataError, match="'photos' has 3 channels, expected one"):
+        model.task("edges").prepare(batch, [])
 
 
 def test_learns_the_outlines_of_discs(model, photos):
