@@ -113,7 +113,8 @@ def main() -> int:
                 "commit": commit(),
                 "machine": machine() | {"threads": torch.get_num_threads()},
                 "smp": smp.__version__,
-                "metric": "miou on 62 frames of 0001TP at 480x360, percent, by which the learning rates were chosen",
+                "metric": "miou on 62 frames of 0001TP at 480x360, percent"
+                + (", by which the learning rates were chosen" if len(given.lrs) > 1 else ""),
                 "nets": rows,
                 "inference": answers(given.nets, given.encoder),
             },
