@@ -71,7 +71,8 @@ def main() -> int:
 def compared(flags: list[str], block: int, blocks: int) -> dict[str, Any]:
     """Steps of both arms in milliseconds, and their ratio."""
     steps = WARM + block * blocks
-    overrides = [("trainer.max_steps", str(steps)), ("trainer.enable_progress_bar", "false")]
+    # the fit asks for no batch after its last step, and the last block ends where another one is asked for
+    overrides = [("trainer.max_steps", str(steps + 1)), ("trainer.enable_progress_bar", "false")]
     overrides += [("trainer.val_check_interval", str(10 * steps)), ("data.num_workers", "0")]
     overrides += [("trainer.precision", native_precision("cpu")), ("model.lr_scheduler.init_args.warmup_steps", "0")]
     pairs = [(key, value) for key, _, value in (flag.partition("=") for flag in flags)]

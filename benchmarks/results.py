@@ -10,8 +10,8 @@ that are for its tasks, by the tasks' own protocols. Behind ``--`` stand the arg
 the run: they are refused where they do not give the run's own config. What the trivial answers reach on the same images
 is written as well, as ``trivial-ANSWER-SET-METRIC``. Steps, seconds and curve of a run that took its weights from a run
 folder are those of both (``--first``); where it took them from a model of the zoo, those of that model's results, which
-must not have been replaced yet, are added (``--before``). The last form writes ``benchmarks/README.md`` from the files,
-and what README.md quotes of it.
+must not have been replaced yet, are added (``--before``); of the earlier curve the points up to the step that was
+taken. The last form writes ``benchmarks/README.md`` from the files, and what README.md quotes of it.
 
 ``wall_s`` is from the start of a fit to the last thing that it logged, summed over its starts where it was resumed;
 ``steps`` those of the checkpoint; ``macs_per_pixel`` of the task's input image; ``commit`` that of the evaluation,
@@ -181,7 +181,8 @@ def record(
     for figure in figures(file, sets):
         column = f"val/{figure.key}/{figure.metric}"
         curve = [[start + n, v] for start, most, log in logs for n, v in _points(log.get(column)) if n <= most]
-        curve = [*earlier.get(figure.suffix, {}).get("curve", []), *curve]
+        older = earlier.get(figure.suffix, {}).get("curve", [])
+        curve = [*([n, v] for n, v in older if n <= begun), *curve]
         own: dict[str, Any] = {**trained, "curve": curve}
         if figure.trivial:
             own = {"config": {}, "command": again, "seed": 0, "steps": 0, "wall_s": 0, "curve": []}

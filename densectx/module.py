@@ -27,7 +27,7 @@ from densectx.normalising import Normaliser
 from densectx.optimizing import MakeOptimizer, MakeScheduler, by_pattern, make_optimizer, make_scheduler
 from densectx.rng import generator, seed_of
 from densectx.surround import surround_of, with_surround
-from densectx.tasks.base import Target, Task
+from densectx.tasks.base import ReadingFiles, Target, Task
 from densectx.types import Batch, Spec
 
 
@@ -104,6 +104,13 @@ class DenseModule(pl.LightningModule):
         self.schedules_anew = False  # True: a run goes on with other options of its optimizer or schedule
         self.refuses_not_finite = True  # False: the finite guard decides at the optimizer step
         self.not_finite: list[str] = []  # terms of the last loss
+
+    def setup(self, stage: str) -> None:
+        """Before the first batch: files that a task reads for training and evaluation."""
+        for key in self.model.tasks:
+            task = self.model.task(key)
+            if isinstance(task, ReadingFiles) and stage != "predict":
+                task.read_files()
 
     # training
 

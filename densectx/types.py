@@ -16,7 +16,8 @@ Sample: TypeAlias = "dict[str, Tensor]"
 """One sample or a collated batch of samples of one source. Keys:
 
 ``image``  (C, H, W) float32, sRGB in [0, 1]; C = 3 unless the source declares other channels
-``gray``   () bool, true where the file has one channel (its image is replicated to C)
+``gray``   () bool, true where the file has one channel (its image is replicated to C), false where an image of one
+           channel was made of colours; where it is absent, whether the image has one channel
 ``mask``   (H, W) int64 class ids
 ``target`` (K, H * scale, W * scale) float32, any other dense target, see SourceInfo.target; NaN where unlabelled
 ``valid``  (H, W) bool, false where augmentation padded the image, and in its surround; absent where it did not

@@ -44,6 +44,12 @@ def turned_average(model, image, key, options):
     return total / 8
 
 
+def mirrored_average(model, image, key, options):
+    """The picture and its mirror image, written out."""
+    answers = (model.predict(view, [key], options)[key] for view in (image, image.flip(-1)))
+    return (next(answers) + next(answers).flip(-1)) / 2
+
+
 def resized_average(model, image, key):
     """The picture and its mirror image at three sizes, written out."""
     height, width = image.shape[-2:]
@@ -65,8 +71,12 @@ def test_answers_are_the_averages_of_the_views(every_output, channels):
     found = Predictor(model, None, {}, CPU, "32", tta=True)(image)
     assert list(found) == list(model.tasks)
     for key, value in found.items():
-        classes = model.task(key).output in ("classes", "labels")
-        expected = resized_average(model, image, key) if classes else turned_average(model, image, key, options)
+        output = model.task(key).output
+        if output in ("classes", "labels"):
+            expected = resized_average(model, image, key)
+        else:  # photographs are upright, and networks that restore them may see them turned nevertheless
+            average = turned_average if output == "restored" else mirrored_average
+            expected = average(model, image, key, options)
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found["segmentation"].sum(0), torch.ones(13, 18))
 
@@ -116,8 +126,19 @@ def test_a_mosaic_does_not_turn():
     config = {"backbone": {"name": "plain", "width": 8}, "projection": {"channels": 8}, "context": "context7"}
     config["tasks"] = {"demosaicing": {"name": "demosaicing", "source": "s"}}
     model = DenseModel.from_config(config, {"s": SourceInfo(keys=("image",))}).eval()
-    with pytest.raises(ConfigError, match=r"--tta: .*'demosaicing'"):
+    with pytest.raises(ConfigError, match=r"--tta: .*'demosaicing' \(a mosaic"):
         Predictor(model, None, {}, CPU, "32", tta=True)
+
+
+def test_vectors_do_not_turn():
+    """Positions would be turned back, components not: those of a picture and its mirror image would cancel."""
+    config = {"backbone": {"name": "plain", "width": 8}, "projection": {"channels": 8}, "context": "context7"}
+    flow = {"name": "regression", "source": "s", "low": -10.0, "high": 10.0, "outputs": 2}
+    info = SourceInfo(keys=("image", "target"), target="map")
+    model = DenseModel.from_config({**config, "tasks": {"flow": flow, "depth": {**flow, "outputs": 1}}}, {"s": info})
+    with pytest.raises(ConfigError, match=r"--tta: .*'flow' \(.*components of vectors"):
+        Predictor(model.eval(), None, {}, CPU, "32", tta=True)
+    Predictor(model, ["depth"], {}, CPU, "32", tta=True)
 
 
 def test_what_is_read_in_parts_is_refused(tmp_path, every_output, capsys, monkeypatch):

@@ -18,7 +18,8 @@ class Collate:
     """``[(source, sample)]`` to ``{source: collated sample}``.
 
     A label that only some samples of a source have is filled in for the others: integers with the source's
-    ``ignore_index``, floats with NaN. A key that no sample has stays absent; ``gray`` is always there.
+    ``ignore_index``, floats with NaN. A key that no sample has stays absent; ``gray`` is always there,
+    of samples that do not say so whether their image has one channel.
 
     Args:
         infos: of every source.
@@ -43,7 +44,7 @@ class Collate:
         return {source: self._stack(source, samples) for source, samples in groups.items()}
 
     def _stack(self, source: str, samples: list[Sample]) -> Sample:
-        samples = [{"gray": torch.tensor(False), **sample} for sample in samples]
+        samples = [{"gray": torch.tensor(len(sample["image"]) == 1), **sample} for sample in samples]
         if source in self._pad:
             samples = _padded(samples, self._infos[source])
         keys = dict.fromkeys(key for sample in samples for key in sample)

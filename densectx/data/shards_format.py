@@ -79,7 +79,8 @@ def pack(sample: Sample, name: str, paths: Mapping[str, str], info: SourceInfo) 
             found = _as_tensor(key, tensor)
             tensors.append(key)
         members[f"{key}{found[0]}"] = found[1]
-    head = {"gray": bool(sample.get("gray", False)), "name": name, "tensors": tensors}
+    gray = bool(sample.get("gray", len(sample["image"]) == 1))  # as of samples that are collated
+    head = {"gray": gray, "name": name, "tensors": tensors}
     files = len(members) - len(tensors)
     return Packed({**members, "json": json.dumps(head).encode("ascii")}, files)
 

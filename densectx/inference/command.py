@@ -104,9 +104,10 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(
             "--tta",
             action="store_true",
-            help="average the answers to several views of each image: the 8 mirrored and turned ones where a picture or"
-            " values are the answer; for classes and labels the probabilities of the image and its mirror image at"
-            " 0.75, 1 and 1.25 times the size (resized bilinearly, antialiased, answers back again)",
+            help="average the answers to several views of each image: the 8 mirrored and turned ones where it is"
+            " restored, the image and its mirror image where another picture or values are the answer; for classes and"
+            " labels the probabilities of these two at 0.75, 1 and 1.25 times the size (resized bilinearly,"
+            " antialiased, answers back again)",
         ),
         parser.add_argument("--raw", action="store_true", help="add <stem>.npy, the model's answer as float32"),
         parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda, ..."),

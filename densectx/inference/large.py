@@ -51,8 +51,8 @@ def answer(
 ) -> dict[str, float]:
     """Write the answers for a picture, by windows; each file appears when all of them are whole.
 
-    Classes are a TIFF with a palette, labels a plane each (255 where a class holds), what is restored has the type of
-    the input, other pictures 8 or 16 bits, other numbers are float32 in planes.
+    Classes are a TIFF with a palette, labels a plane each (255 where a class holds), pictures have the type of the
+    input, other numbers are float32 in planes.
 
     Args:
         predictor: the model.
@@ -118,7 +118,7 @@ def _sink(
         keep_gray = task.output == "restored" and source.shape[0] == 1
         channels = 1 if keep_gray else channels
         layout = "rgb" if channels == 3 else "gray"
-        if not (source.real and task.output == "restored"):
+        if not source.real:
             dtype = np.dtype(np.uint16 if source.deep else np.uint8)
         convert = partial(_levels, keep_gray=keep_gray, white=np.iinfo(dtype).max if dtype.kind == "u" else None)
     return FileSink(root, name, (channels, height, width), dtype, layout, convert, palette)

@@ -50,7 +50,7 @@ class Reading:
         return image[:1] if gray and self.channels == 3 else image, is_deep(path)
 
     def real(self, path: Path) -> bool:
-        """Whether answers are restored to floats: the file holds some, or has a range of its own."""
+        """Whether pictures are answered with floats: the file holds some, or has a range of its own."""
         try:
             return self.value_range is not None or (os.path.isfile(path) and is_real(path))  # a pipe would block
         except DataError:  # told when its turn comes

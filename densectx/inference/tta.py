@@ -32,22 +32,29 @@ TURNED: Final = tuple(View(1.0, mirrored, turns) for mirrored in (False, True) f
 """The self-ensemble of restoration (Timofte et al., Seven ways to improve example-based single image super
 resolution, CVPR 2016, section 3.6)."""
 
+MIRRORED: Final = (View(), View(1.0, True))
+"""For other pictures and values: upright, as photographs are and as augmentation by ``flip`` shows them to a model."""
+
 RESIZED: Final = tuple(View(scale, mirrored) for scale in (0.75, 1.0, 1.25) for mirrored in (False, True))
 """For classes: upright, as photographs are."""
 
 
 def views_of(task: Task, key: str) -> tuple[View, ...]:
-    """The views that a task's answers are averaged over: :data:`RESIZED` for classes, else :data:`TURNED`.
+    """The views that a task's answers are averaged over, by its kind of output.
+
+    :data:`RESIZED` for classes and labels, :data:`TURNED` for what is restored, :data:`MIRRORED` for the rest.
 
     Raises:
         ConfigError: the task's answer does not turn with its picture.
     """
     if not task.turns:
         raise ConfigError(
-            f"--tta: a turned picture is another one for task {key!r} (its mosaic begins with another colour); leave"
-            " --tta away, or choose other --tasks."
+            f"--tta: a mirrored picture does not have the mirrored answer for task {key!r} (a mosaic then begins with"
+            " another colour, components of vectors change their sign); leave --tta away, or choose other --tasks."
         )
-    return RESIZED if task.output in ("classes", "labels") else TURNED
+    if task.output in ("classes", "labels"):
+        return RESIZED
+    return TURNED if task.output == "restored" else MIRRORED
 
 
 def averaged(run: Callable[[Tensor], Answers], image: Tensor, views: Sequence[View]) -> Answers:

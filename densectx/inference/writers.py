@@ -46,8 +46,8 @@ def encoders(
 ) -> dict[str, Encoder]:
     """The files that are written for each answer of a task: {what follows the stem: content}.
 
-    Classes are a palette PNG and an overlay, labels a PNG each and an overlay, pictures PNG (what is restored from a
-    file of floats: TIFF of floats), other numbers TIFF of floats.
+    Classes are a palette PNG and an overlay, labels a PNG each and an overlay, pictures PNG (those made from a file of
+    floats: TIFF of floats), other numbers TIFF of floats.
 
     Args:
         task: the task.
@@ -75,10 +75,9 @@ def encoders(
         for number, suffix in enumerate(label_suffixes(info.classes)):
             found[suffix] = partial(label_png, label=number, classes=count)
         found[".overlay.png"] = partial(labels_overlay_png, names=info.classes, palette=palette)
-    elif task.output == "restored" and shape[0] in (1, 3):
-        found[".tif" if real else ".png"] = restored_tif if real else partial(image_png, keep_gray=True)
-    elif task.output == "image" and shape[0] in (1, 3):
-        found[".png"] = partial(image_png, keep_gray=False)
+    elif task.output in ("restored", "image") and shape[0] in (1, 3):
+        encode = image_tif if real else image_png
+        found[".tif" if real else ".png"] = partial(encode, keep_gray=task.output == "restored")
     elif task.output != "classes":
         found[".tif"] = values_tif
     if raw:
@@ -143,14 +142,12 @@ def values_tif(answer: Answer) -> bytes:
     return tif32(answer.value.contiguous().numpy(), "minisblack")
 
 
-def restored_tif(answer: Answer) -> bytes:
-    """A picture as it is, neither clamped nor rounded: float32 TIFF, sRGB with 0..1 black to white; gray for gray.
+def image_tif(answer: Answer, *, keep_gray: bool) -> bytes:
+    """A picture as it is, neither clamped nor rounded: float32 TIFF, sRGB with 0..1 black to white.
 
-    Raises:
-        NumericError: the answer is not finite.
+    Gray for gray if ``keep_gray``; raises as :func:`image_png`.
     """
-    _check_finite(answer.value)
-    value = grey(answer.value[None])[0] if answer.image.shape[0] == 1 else answer.value
+    value = _picture(answer, keep_gray)
     return tif32(value.contiguous().numpy(), "minisblack" if len(value) == 1 else "rgb")
 
 
@@ -161,12 +158,7 @@ def image_png(answer: Answer, *, keep_gray: bool) -> bytes:
         DataError: the answer has not 1 or 3 channels.
         NumericError: the answer is not finite.
     """
-    value = answer.value
-    if value.shape[0] not in (1, 3):
-        raise DataError(f"an answer of {value.shape[0]} channels is no image.")
-    _check_finite(value)
-    if keep_gray and answer.image.shape[0] == 1:
-        value = grey(value[None])[0]
+    value = _picture(answer, keep_gray)
     if answer.deep:
         return png16(_levels(value, 65535))
     return _png(Image.fromarray(_levels(value, 255).astype(np.uint8)))
@@ -177,6 +169,15 @@ def raw_npy(answer: Answer) -> bytes:
     file = io.BytesIO()
     np.save(file, answer.value.contiguous().numpy(), allow_pickle=False)
     return file.getvalue()
+
+
+def _picture(answer: Answer, keep_gray: bool) -> Tensor:
+    """(1 | 3, H, W), finite."""
+    value = answer.value
+    if value.shape[0] not in (1, 3):
+        raise DataError(f"an answer of {value.shape[0]} channels is no image.")
+    _check_finite(value)
+    return grey(value[None])[0] if keep_gray and answer.image.shape[0] == 1 else value
 
 
 def _photograph(answer: Answer) -> NDArray[np.uint8]:

@@ -24,8 +24,8 @@ SHIPPED = Path(__file__).with_name("ab_prior.json")
 class AbPrior:
     """Frequencies of the 313 bins (Zhang et al. 2016, section 2.2).
 
-    The file is read when a number is first needed, in training and evaluation: a model built from a checkpoint answers
-    without it.
+    The file is read when a number is first asked for, as training or evaluation starts: a model built from a checkpoint
+    answers without it.
 
     Args:
         path: JSON file whose ``counts`` are the pixels of each bin; None for the one densectx ships.

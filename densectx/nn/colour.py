@@ -32,6 +32,11 @@ def luma(x: Tensor) -> Tensor:
     return ((x * weight).sum(1, keepdim=True) + 16) / 255
 
 
+def luma_of_grey(x: Tensor) -> Tensor:
+    """The :func:`luma` of colours from their :func:`grey`, any shape: the weights are the same, 219 levels for 255."""
+    return (219 * x + 16) / 255
+
+
 def grey(x: Tensor) -> Tensor:
     """Full-range BT.601 luma (JPEG, Pillow): (B, 3, H, W) -> (B, 1, H, W), same range as x; one channel unchanged."""
     if x.shape[1] == 1:

@@ -37,6 +37,18 @@ class Counting(ABC):
         """{term: the weight that ``loss`` will return for this target}, scalars, of ``criterion.countable``."""
 
 
+class ReadingFiles(ABC):
+    """A task with files of its own, which training and evaluation need and ``predict`` does not."""
+
+    @abstractmethod
+    def read_files(self) -> None:
+        """Read them; called as training or evaluation starts, so that none is missed after hours.
+
+        Raises:
+            DataError: a file is missing or not what it should be.
+        """
+
+
 class Task(nn.Module, ABC):
     """One question asked of every pixel: how a sample becomes input and target, head, loss, metrics, pictures.
 
@@ -72,7 +84,7 @@ class Task(nn.Module, ABC):
             image start at its multiples. Above 1 where places have a meaning: 2 for a Bayer mosaic, in which every
             second row and column begins with the same colour. A window that starts elsewhere is read as another image.
         turns: whether a turned or mirrored image may be answered and the answer turned back (``predict --tta``);
-            false where places have a meaning, as in a mosaic.
+            false where places have a meaning, as in a mosaic, or channels a direction, as components of vectors.
     """
 
     requires: tuple[str, ...] = ("image",)

@@ -15,13 +15,13 @@ from densectx.metrics.colour import ColourMetrics
 from densectx.nn.ab_prior import AbPrior
 from densectx.nn.colour import as_rgb, lab_to_rgb, rgb_to_lab
 from densectx.registry import HEADS
-from densectx.tasks.base import Counting, Options, Target, Task
+from densectx.tasks.base import Counting, Options, ReadingFiles, Target, Task
 from densectx.tasks.chroma import Bins, Chroma, Numbers
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 
 @final
-class Colorization(Task, Counting):
+class Colorization(Task, Counting, ReadingFiles):
     """Lightness (B, 1, H, W) of an image -> colour image (B, 3, H, W), sRGB 0..1.
 
     The network sees L / 100 of CIE Lab only; the answer keeps the input's L. What it learns:
@@ -49,7 +49,7 @@ class Colorization(Task, Counting):
         stride: with bins, side in pixels of the cells that have a distribution; null for the paper's 4.
         width: with bins, channels that the head gives; null for 64.
         prior: JSON file of how often each bin occurs, as ``benchmarks/ab_prior.py`` writes it; null for that of
-            BSDS500, which densectx ships. Read when training or evaluation first needs it, not to ``predict``.
+            BSDS500, which densectx ships. Read as training or evaluation starts, not to ``predict``.
     """
 
     score = Score("ab_psnr", "gray")
@@ -94,6 +94,11 @@ class Colorization(Task, Counting):
             self.criterion = Criterion("l1" if loss is None else loss, form="numbers")
         self.head = HEADS.build(head, "head", features=features, in_channels=1, out_channels=self.chroma.channels)
         self.metrics = ColourMetrics(known)
+        self._prior = known
+
+    def read_files(self) -> None:
+        """The prior, whose numbers are then at hand: a regression would miss it at its first validation only."""
+        _ = self._prior.counts
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:
         """L / 100; (a, b), NaN in gray files (there is no colour to learn) and where ``valid`` is false."""

@@ -73,7 +73,7 @@ class Regression(Task, Counting):
     The network answers on a scale of about 0..1 (:class:`Range`), which is what losses see. A target is the value of a
     field at a pixel: where augmentation resizes a picture its numbers stay as they are, which is right for metres and
     wrong for what is measured in pixels (disparity, flow); train those without ``augment.scale``. So it is with
-    ``flip`` and the components of vectors.
+    ``flip`` and the components of vectors; for their sake ``predict --tta`` refuses more outputs than one.
 
     ``rmse`` is pooled over all known pixels, and printed beside that of the best constant, see
     :class:`densectx.metrics.regression.RegressionMetrics`. ``predict`` writes float32 TIFF files.
@@ -117,6 +117,7 @@ class Regression(Task, Counting):
         if outputs < 1:
             raise ConfigError(f"regression: outputs {outputs} must be positive, the channels of the target.")
         self.range, self.outputs, self.scale = Range(low, high, transform), outputs, info.scale
+        self.turns = outputs == 1  # more may be components of a vector, which turn themselves where positions do
         self.head = HEADS.build(
             head, "head", features=features, in_channels=info.channels, out_channels=outputs, scale=info.scale
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from densectx.errors import ConfigError, DataError
 from densectx.losses import Criterion
 from densectx.metrics import quantize
-from densectx.nn.colour import luma
+from densectx.nn.colour import luma, luma_of_grey
 from densectx.nn.resize import bicubic
 from densectx.registry import HEADS
 from densectx.tasks import restoring
@@ -26,8 +26,9 @@ class SuperResolution(Task, Counting):
     The small image is MATLAB's antialiased bicubic reduction, rounded to 8 bit, or the source's ``image`` beside its
     large ``target``; the network corrects the bicubic enlargement.
 
-    PSNR and SSIM as published: answer rounded to 8 bit, MATLAB's luma (not rounded; a gray file's values as they
-    are), ``scale`` pixels cropped at each border, mean over images, peak 255.
+    PSNR and SSIM as published: answer rounded to 8 bit, MATLAB's luma (not rounded; that of the colours where
+    ``channels: 1`` reduced a colour file to gray; a gray file's values as they are), ``scale`` pixels cropped at each
+    border, mean over images, peak 255.
 
     Args:
         features: given by the model.
@@ -158,6 +159,11 @@ class SuperResolution(Task, Counting):
     def _measured(self, image: Tensor, gray: bool) -> Tensor:
         """The channel that the literature measures, borders cropped unless nothing would be left."""
         image = quantize(image)
-        y = image[:, :1] if gray or image.shape[1] == 1 else luma(image)
+        if gray:
+            y = image[:, :1]
+        elif image.shape[1] == 1:  # made of colours by the reader
+            y = luma_of_grey(image)
+        else:
+            y = luma(image)
         s = self.scale
         return y[..., s:-s, s:-s] if min(y.shape[-2:]) > 2 * s else y

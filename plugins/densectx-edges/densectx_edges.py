@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from densectx import HEADS
 from densectx.errors import ConfigError, DataError
 from densectx.losses import Countable, Criterion, Loss
+from densectx.nn.colour import as_rgb
 from densectx.tasks.base import Counting, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
@@ -153,4 +154,4 @@ class Edges(Task, Counting):
 
     def draw(self, prediction: Tensor, x: Tensor, target: Target) -> list[Tensor]:
         """Image, answer, share of annotators."""
-        return [picture[0].expand(3, -1, -1) for picture in (x, prediction, target["share"].nan_to_num())]
+        return [as_rgb(picture)[0] for picture in (x, prediction, target["share"].nan_to_num())]

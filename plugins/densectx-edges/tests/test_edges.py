@@ -172,10 +172,11 @@ def test_prepare_passes_the_image_on_and_predict_answers_probabilities(model):
     assert 0 < answer.min() < answer.max() < 1
 
 
-def test_draw(model):
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_draw(model, channels):
     share = torch.rand(1, 1, 12, 16)
     share[..., :4] = NAN
-    pictures = model.task("edges").draw(torch.rand(1, 1, 12, 16), torch.rand(1, 3, 12, 16), {"share": share})
+    pictures = model.task("edges").draw(torch.rand(1, 1, 12, 16), torch.rand(1, channels, 12, 16), {"share": share})
     assert [p.shape for p in pictures] == [(3, 12, 16)] * 3
     assert all(p.isfinite().all() for p in pictures)
 
