@@ -22,6 +22,9 @@ COLLECTIONS: Final = frozenset({"model.tasks", "data.sources"})
 Layer: TypeAlias = tuple[dict[str, Any], str]
 """A mapping to merge, and where it comes from."""
 
+_FOREIGN: Final = "trainer."
+"""What lies below is Lightning's, which knows no ``name``: ``max_time`` is a string or a mapping, never both."""
+
 _ABSENT: Final = object()
 _COMMENT: Final = re.compile(r"(?:^|\s)#")
 
@@ -58,7 +61,8 @@ def compose(
 ) -> Composed:
     """Merge files in order, then all flags as one last layer, then resolve ``${...}``.
 
-    Mappings merge deeply; lists and other values are replaced; a string meets a mapping as ``{name: string}``;
+    Mappings merge deeply; lists and other values are replaced; a string meets a mapping as ``{name: string}``, but
+    below ``trainer``, whose mappings are Lightning's, the later one replaces the other;
     a mapping whose ``name`` or ``class_path`` changes forgets what earlier layers gave it; ``null`` removes an
     entry of ``model.tasks`` and ``data.sources``. Flags may come in any order; of two values for one key the last wins.
 
@@ -163,10 +167,10 @@ def _merge(composed: Composed, tree: dict[str, Any], layer: Mapping[str, Any], p
             continue
         if isinstance(new, Mapping) and ((isinstance(old, list) and origin == "flag") or _opaque(old, at)):
             raise ConfigError(f"{at} ({origin}): a {type(old).__name__} ({composed.where(at)}) is only replaced whole.")
-        if isinstance(old, str) and isinstance(new, Mapping):
+        if isinstance(old, str) and isinstance(new, Mapping) and _short(old, at):
             old = tree[key] = {"name": old}
             composed.origins[f"{at}.name"] = composed.origins.get(at, origin)  # what ``${...}`` filled has none
-        elif isinstance(old, dict) and isinstance(new, str) and at not in COLLECTIONS and "${" not in new:
+        elif isinstance(old, dict) and isinstance(new, str) and _short(new, at) and "${" not in new:
             new = {"name": new}  # ${...} may stand for a mapping: it replaces
         if isinstance(old, dict) and isinstance(new, Mapping) and (at in COLLECTIONS or not _renamed(old, new)):
             _merge(composed, old, new, at, origin)
@@ -179,6 +183,11 @@ def _merge(composed: Composed, tree: dict[str, Any], layer: Mapping[str, Any], p
             _merge(composed, tree[key], new, at, origin)
         else:
             tree[key] = copy.deepcopy(new)
+
+
+def _short(text: str, path: str) -> bool:
+    """Whether a string at a key path is short for ``{name: string}``; ``${...}`` may stand for a mapping anywhere."""
+    return path not in COLLECTIONS and ("${" in text or not path.startswith(_FOREIGN))
 
 
 def _opaque(value: Any, path: str) -> bool:
@@ -216,9 +225,9 @@ def _add(node: dict[str, Any], given: Mapping[str, Any], path: str) -> None:
     """Merge flags with flags: nothing is forgotten and ``null`` is kept for :func:`_merge`."""
     for key, new in given.items():
         at, old = _join(path, key), node.get(key, _ABSENT)
-        if isinstance(old, str) and isinstance(new, Mapping) and not _opaque(old, at):
+        if isinstance(old, str) and isinstance(new, Mapping) and _short(old, at):
             old = node[key] = {"name": old}
-        if isinstance(new, str) and isinstance(old, dict) and at not in COLLECTIONS:
+        if isinstance(new, str) and isinstance(old, dict) and _short(new, at):
             new = {"name": new}
         if isinstance(old, dict) and isinstance(new, Mapping):
             _add(old, new, at)

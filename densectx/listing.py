@@ -102,7 +102,7 @@ def _broken(entry: Entry) -> str:
     """Why an entry cannot be imported, or ``""``. Own process: an import may exit, hang or take the process down."""
     name = f"{entry.distribution}/{entry.name}"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [sys.executable, "-c", _CHECK, entry.kind, name]
+    command = [sys.executable, "-P", "-c", _CHECK, entry.kind, name]  # -P: this folder may hold any difflib.py
     try:
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_SECONDS, check=False

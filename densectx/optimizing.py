@@ -87,8 +87,11 @@ def _check_options(group: Mapping[str, Any], optimizer: Optimizer) -> None:
             raise ConfigError(unknown("optimizer option", option, optimizer.defaults), "model.param_groups")
         if type(optimizer.defaults.get(option)) in (int, float) and type(value) not in (int, float):
             raise ConfigError(f"{option}: expected a number, got {value!r}.", "model.param_groups")
-        if type(value) in (int, float) and not 0 <= value < math.inf:  # torch looks at those of the optimizer alone
-            raise ConfigError(f"{option}: expected a number from 0 up, got {value!r}.", "model.param_groups")
+        # torch looks at those of the optimizer alone; some are negative by nature, as Adafactor's beta2_decay
+        negative = type(optimizer.defaults.get(option)) in (int, float) and optimizer.defaults[option] < 0
+        if type(value) in (int, float) and not (math.isfinite(value) and (negative or value >= 0)):
+            expected = "finite number" if negative else "number from 0 up"
+            raise ConfigError(f"{option}: expected a {expected}, got {value!r}.", "model.param_groups")
 
 
 def make_scheduler(make: MakeScheduler, optimizer: Optimizer) -> LRScheduler:

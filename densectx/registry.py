@@ -232,7 +232,8 @@ def _hints(factory: Factory) -> dict[str, Any]:
     """Annotations of the options; none where they name what only type checkers see."""
     target: Any = factory.func if isinstance(factory, partial) else factory
     if isinstance(target, type):
-        target = vars(target).get("__init__", target)
+        # inherited or not; what the class body annotates are attributes
+        target = target.__init__  # type: ignore[misc]  # mypy takes a class for an instance
     try:
         return get_type_hints(target)
     except (NameError, TypeError, AttributeError):

@@ -181,7 +181,8 @@ def local(seconds: float) -> dict[str, Any]:
         for rank in range(world):
             told = {"rank": rank, "world": world, "port": port, "seconds": seconds, "nccl": nccl}
             environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-c", _CHILD, json.dumps(told)]
+            # -P: the working directory may hold any difflib.py, and would come first
+            command = [sys.executable, "-P", "-c", _CHILD, json.dumps(told)]
             pipe = subprocess.PIPE
             children.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
         answers = []

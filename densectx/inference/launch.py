@@ -39,7 +39,8 @@ def launch(arguments: Sequence[str], number: int) -> int:
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     common = {**os.environ, LAUNCHED: "1", "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-    command = [sys.executable, "-m", "densectx", "predict", *arguments]
+    # -P: a folder of pictures may hold any difflib.py, and would come first; what is imported here is in `path`
+    command = [sys.executable, "-P", "-m", "densectx", "predict", *arguments]
     children: list[subprocess.Popen[bytes]] = []
     with _asked_to_end() as asked:
         try:

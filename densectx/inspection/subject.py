@@ -16,8 +16,7 @@ from densectx.data.module import DataModule
 from densectx.errors import ConfigError
 from densectx.inspection.shell import shell_of
 from densectx.model import DenseModel
-from densectx.model_names import Named, named
-from densectx.registry import MODELS
+from densectx.model_names import Named, is_model_name, named
 from densectx.types import SourceInfo
 
 MODEL_KEYS: Final = ("backbone", "projection", "context", "tasks", "norm", "ablate")
@@ -61,7 +60,7 @@ def subject_of(name: str, more: Sequence[str] = ()) -> Subject:
         return _of_config(name, compose([name, *more]))
     if more:
         raise ConfigError(f"-c {more[0]}: files are merged after a config, and {name!r} is none (.yaml).")
-    if not Path(name).exists() and name in MODELS.names() and not (found := named(name)).has_weights:
+    if not Path(name).exists() and is_model_name(name) and not (found := named(name)).has_weights:
         return _fresh(name, found.config, found.sources)
     model = load(name)
     return Subject(name, "weights", cast("DenseModel", shell_of(model).module), lambda: model)

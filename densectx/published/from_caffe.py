@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from densectx.errors import CheckpointError, ConfigError
+from densectx.model_names import provided
 from densectx.published.caffe import open_caffemodel
 from densectx.published.plan import Net, Plan, match
 from densectx.published.tensors import Lazy
@@ -84,13 +85,14 @@ def _guessed(path: Path, given: Mapping[str, Lazy]) -> Plan:
     """The one network of this process and of densectx that a file fits wholly; other packages are not asked."""
     tried, found = [], []
     for entry in MODELS.entries():
-        config = MODELS.get(entry.name)() if entry.entry_point is None else None
+        # in full: another package may provide the name too
+        config = provided(f"{entry.distribution}/{entry.name}") if entry.entry_point is None else None
         backbone = config.get("backbone") if isinstance(config, Mapping) else None
         if (backbone if isinstance(backbone, str) else (backbone or {}).get("name")) != "frontend_vgg16":
             continue
         tried.append(entry.name)
         try:
-            planned = _planned(path, Net.of(entry.name), given)
+            planned = _planned(path, Net.of(entry.name, entry.distribution), given)
         except CheckpointError:
             continue
         if not planned.left:

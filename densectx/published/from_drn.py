@@ -40,7 +40,7 @@ def plan(path: Path, name: str | None) -> Iterator[Plan]:
         names = [f"drn_{arch}" for arch in ARCHS]
         for one in names:
             try:
-                planned = _planned(path, one, given)
+                planned = _planned(path, one, given, "densectx")
             except CheckpointError:
                 continue
             note = f"no --net given: its names and shapes are those of {one}."
@@ -49,16 +49,16 @@ def plan(path: Path, name: str | None) -> Iterator[Plan]:
         raise CheckpointError(f"{path}: fits none of {', '.join(names)}; give --net to hear what differs.")
 
 
-def _planned(path: Path, name: str, given: Mapping[str, Lazy]) -> Plan:
+def _planned(path: Path, name: str, given: Mapping[str, Lazy], distribution: str = "") -> Plan:
     prefix = "module." if given and all(key.startswith("module.") for key in given) else ""
     segmentation = any(key.startswith(f"{prefix}base.") for key in given)
     statistics = {} if segmentation else {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-    net = Net.of(name)
+    net = Net.of(name, distribution)
     backbone = net.model.backbone
     if not isinstance(backbone, DRN):
         raise ConfigError(f"--net {name}: its backbone is no DRN; take one of {', '.join(f'drn_{a}' for a in ARCHS)}.")
     if statistics:
-        net = Net.of(name, **statistics)
+        net = Net.of(name, distribution, **statistics)
     children = [child for child, _ in backbone.net.named_children()]
 
     def called(own: str) -> str:

@@ -53,7 +53,7 @@ def plan(path: Path, name: str | None) -> Iterator[Plan]:
         ConfigError: unknown net, or one without the paper's front end.
         CheckpointError: damaged file, one of another network, or other shapes.
     """
-    net = Net.of(name or "frontend_vgg16")
+    net = Net.of("frontend_vgg16", "densectx") if name is None else Net.of(name)
     if f"{FRONT_END}conv1_1.weight" not in net.state:
         raise ConfigError(f"--net {net.name}: has no frontend_vgg16, which is what VGG-16 is converted into.")
     if path.suffix == ".caffemodel":

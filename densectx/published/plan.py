@@ -14,8 +14,8 @@ from torch import Tensor
 from densectx.checkpoint import from_header, read
 from densectx.errors import CheckpointError
 from densectx.model import DenseModel
+from densectx.model_names import provided
 from densectx.published.tensors import Lazy
-from densectx.registry import MODELS
 
 
 @final
@@ -34,18 +34,19 @@ class Net:
     model: DenseModel
 
     @classmethod
-    def of(cls, name: str, **backbone: Any) -> Net:
+    def of(cls, name: str, distribution: str = "", **backbone: Any) -> Net:
         """A registered model, whether it comes as a config or as a file with weights.
 
         Args:
             name: in the registry of models.
+            distribution: that provides it, for a name that no user chose: others may provide it too.
             backbone: options of its backbone to set.
 
         Raises:
             ConfigError: unknown name.
-            CheckpointError, PluginError: its file or its parts are missing.
+            CheckpointError, PluginError: its file or its parts are missing, or its package is broken.
         """
-        found = MODELS.get(name)()
+        found = provided(f"{distribution}/{name}" if distribution else name)
         info = {"model": found} if isinstance(found, Mapping) else read(found)[1]
         config = dict(info["model"])
         given = config["backbone"]

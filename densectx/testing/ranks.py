@@ -56,7 +56,7 @@ def two_processes_equal_one(case: TaskCase) -> None:
         torch.save(work, Path(folder, "work.pt"))
         search = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", _CODE]
+        command = [sys.executable, "-P", "-c", _CODE]  # -P: nothing that this process would not find
         ranks = [
             subprocess.Popen(
                 [*command, str(rank), folder], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
