@@ -35,7 +35,8 @@ from densectx.registry import allowed_imports
 from densectx.resilience.guards import FiniteGuard
 from densectx.resilience.preemption import Preemption
 from densectx.resilience.replicas import Replicas
-from densectx.resilience.watchdog import Watchdog, collective_timeout
+from densectx.resilience.timeouts import collective_timeout
+from densectx.resilience.watchdog import Watchdog
 from densectx.types import SourceInfo
 
 # Classes that a config may name by class_path: what is built from there runs, so the list is closed.
@@ -47,6 +48,13 @@ _LEAST = {
     "check_val_every_n_epoch": 1,
     "gradient_clip_val": 0,
     "log_every_n_steps": 0,
+}
+
+# Lightning gives the strategies of these names another timeout than DENSECTX_TIMEOUT.
+_DDP: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "ddp_find_unused_parameters_false": {},
+    "ddp_find_unused_parameters_true": {"find_unused_parameters": True},
 }
 
 
@@ -198,6 +206,15 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         )
 
 
+def _check_clock(interval: Any, ranks: int) -> None:
+    if ranks > 1 and isinstance(interval, str | Mapping):
+        raise ConfigError(
+            f"{interval!r} is a time: each of {ranks} ranks would go by its own clock, and those that validate would"
+            " wait for those that still train; take a number of batches.",
+            "trainer.val_check_interval",
+        )
+
+
 def _check_balancing(balancing: Any, module: DenseModule, data: DataModule) -> None:
     """Refuse to compare tasks where no step has two of them: nothing would be balanced, and nothing said."""
     balancer = module.balancer
@@ -220,20 +237,39 @@ def _check_balancing(balancing: Any, module: DenseModule, data: DataModule) -> N
     )
 
 
-def _several(trainer: Mapping[str, Any]) -> bool:
-    """Whether plain DDP is what the config or, where it leaves that open, the number of processes asks for."""
+def _ddp(trainer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Options of DDP where the config or, where it leaves that open, the number of processes asks for it; else None."""
     strategy, devices = trainer.get("strategy") or "auto", trainer.get("devices") or "auto"
     if strategy != "auto":
-        return bool(strategy == "ddp")
+        return _DDP.get(str(strategy))
+    if "," in str(devices) and not isinstance(devices, list):
+        devices = [name for name in str(devices).split(",") if name.strip()]
     here = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 0
     if devices in ("auto", -1, "-1") and trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
         here = torch.cuda.device_count()
-    return here > 1 or (trainer.get("num_nodes") or 1) > 1 or is_torchelastic_launched()
+    several = here > 1 or (trainer.get("num_nodes") or 1) > 1 or is_torchelastic_launched()
+    return _DDP["ddp"] if several else None
+
+
+def _after_validation(spec: Any) -> Any:
+    """A callback of a config; an ``EarlyStopping`` on what validations measure looks at it right after one.
+
+    Lightning's default where an epoch ends with its validation is after the epoch: its file is written by then and
+    does not know that the run ends, and a run that goes on from it has no metric to look at.
+    """
+    path = str(spec.get("class_path")) if isinstance(spec, Mapping) else ""
+    if path != "EarlyStopping" and not (path.startswith("pytorch_lightning.") and path.endswith(".EarlyStopping")):
+        return spec
+    options = spec.get("init_args") or {}
+    given = options.get("check_on_train_epoch_end") is not None
+    if given or not str(options.get("monitor", "")).startswith("val/"):
+        return spec
+    return {**spec, "init_args": {**options, "check_on_train_epoch_end": False}}
 
 
 def _listed(kind: type[pl.Callback], given: Sequence[str]) -> bool:
-    """Whether the config lists a callback of that class itself."""
-    return any(path.endswith(f".{kind.__name__}") for path in given)
+    """Whether the config lists a callback of that class itself; jsonargparse takes the class's name alone too."""
+    return any(path.rpartition(".")[2] == kind.__name__ for path in given)
 
 
 def instantiate(
@@ -258,7 +294,7 @@ def instantiate(
     callbacks: list[pl.Callback] = [Watchdog(), ScoreTable()]
     _check_trainer(values["trainer"])
     listed = values["trainer"].get("callbacks") or []
-    listed = [exact(spec) for spec in (listed if isinstance(listed, list) else [listed])]
+    listed = [_after_validation(exact(spec)) for spec in (listed if isinstance(listed, list) else [listed])]
     if listed:
         values["trainer"]["callbacks"] = listed
     given = [str(spec.get("class_path") if isinstance(spec, Mapping) else spec) for spec in listed]
@@ -268,9 +304,9 @@ def instantiate(
         loggers = [TensorBoard(folder), MetricsFile(folder / "metrics.csv")]
         callbacks += [StepsOfLogs(), LearningRateMonitor("step")]
     if command == "fit":
-        if not any(path.endswith(".Pictures") for path in given):
+        if not _listed(Pictures, given):
             callbacks.append(Pictures())
-        if values["trainer"].get("enable_checkpointing", True) and not any(p.endswith("Checkpoints") for p in given):
+        if values["trainer"].get("enable_checkpointing", True) and not _listed(Checkpoints, given):
             callbacks.append(Checkpoints())
         callbacks += [kind() for kind in (Replicas, FiniteGuard) if not _listed(kind, given)]
     if not _listed(Preemption, given):
@@ -282,9 +318,9 @@ def instantiate(
     if values["trainer"].get("logger", True) is True:
         values["trainer"].pop("logger", None)
         extra["logger"] = loggers or False
-    if _several(values["trainer"]):
+    if (options := _ddp(values["trainer"])) is not None:
         values["trainer"].pop("strategy", None)
-        extra["strategy"] = DDPStrategy(timeout=timedelta(seconds=collective_timeout()))
+        extra["strategy"] = DDPStrategy(**options, timeout=timedelta(seconds=collective_timeout()))
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed_packages())
     # every refusal of jsonargparse is raised instead of printed with fifty lines of usage
     parser = {"exit_on_error": False}
@@ -307,6 +343,7 @@ def instantiate(
             raise error.__cause__ from None
         raise ConfigError(" ".join(str(error).split())) from error
     if command == "fit":
+        _check_clock(values["trainer"].get("val_check_interval"), cli.trainer.world_size)
         _check_balancing(values["model"].get("balancing"), cli.model, cli.datamodule)
         made = cli.model.configure_optimizers()  # what it refuses is refused before data is read
         if isinstance(made, dict):

@@ -19,7 +19,7 @@ from densectx.checkpoint_files import newest_first, temporary_of
 from densectx.distributions import how_to_install
 from densectx.errors import CheckpointError, ConfigError, PluginError, StorageError, brief
 from densectx.model import DenseModel
-from densectx.model_names import where_to_get
+from densectx.model_names import is_model_name, provided, where_to_get
 from densectx.nn.norm import renamed, spread
 from densectx.registry import BACKBONES, CONTEXTS, HEADS, LOSSES, MODELS, TASKS, Registry
 from densectx.types import SourceInfo
@@ -120,6 +120,7 @@ def locate(path: str | Path) -> Path:
 
     Raises:
         CheckpointError: there is none.
+        PluginError: several packages provide the name, or the one that does cannot be used.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -130,14 +131,14 @@ def locate(path: str | Path) -> Path:
         for folder in (path / "checkpoints", path):  # a kill came between the first file and its link
             if files := newest_first(folder):
                 return files[0]
-        if str(path) not in MODELS.names():  # answers may lie in a folder of the model's name
+        if not is_model_name(str(path)):  # answers may lie in a folder of the model's name
             raise CheckpointError(f"{path}: a folder without checkpoints/best.ckpt or last.ckpt.")
     elif os.path.exists(path):
         return path
-    if str(path) in MODELS.names():
-        found = MODELS.get(str(path))()
-        if isinstance(found, str | Path):
-            return Path(found)
+    if is_model_name(str(path)):
+        found = provided(str(path))
+        if isinstance(found, Path):
+            return found
         raise CheckpointError(
             f"model {str(path)!r} comes without weights: it is a config to train, or to fill with published ones by"
             f" `densectx convert caffe|drn|vgg FILE --net {path} -o OUT.safetensors`."

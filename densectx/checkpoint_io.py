@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast, final
 
 import torch
 from lightning_fabric.plugins import CheckpointIO
+from torch import Tensor
 
 from densectx.archive import load_archive
 from densectx.checkpoint_files import sync_folder, temporary_of
-from densectx.errors import CheckpointError, StorageError
+from densectx.errors import CheckpointError, ConfigError, StorageError, brief
 from densectx.fault import fault
 from densectx.seal import Sealing
 
@@ -37,9 +42,11 @@ class AtomicCheckpointIO(CheckpointIO):
         """Write, fsync, rename, fsync the folder.
 
         Raises:
+            ConfigError: a part, such as the state of a callback, is of kinds that no loader takes.
             StorageError: the file system refuses; what was under the name before still is.
         """
         path = Path(path)
+        _check_parts(checkpoint)
         temporary = temporary_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +78,46 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a file."""
         Path(path).unlink(missing_ok=True)
+
+
+def _check_parts(checkpoint: Mapping[str, Any]) -> None:
+    """See that what is pickled loads again: all but the numbers of tensors, which takes no time."""
+    if not (reason := _unreadable(checkpoint)):
+        return
+    callbacks = checkpoint.get("callbacks") or {}
+    parts = {f"the state of the callback {key}": state for key, state in callbacks.items()}
+    parts |= {f"the part {key!r}": part for key, part in checkpoint.items() if key != "callbacks"}
+    name = next((name for name, part in parts.items() if _unreadable(part)), "a part")
+    raise ConfigError(
+        f"{name} cannot be read back, so that nobody could go on from the file: {reason}. Let its"
+        " state_dict hold tensors and plain values (float, str, list, dict) only."
+    )
+
+
+def _unreadable(part: Any) -> str:
+    """Why torch does not load a part as all loaders do, ``weights_only``; empty if it does."""
+    file = io.BytesIO()
+    try:
+        torch.save(_without_numbers(part), file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except (OSError, MemoryError):
+        raise  # of the machine, not of the part
+    except Exception as error:  # whatever pickling a foreign object raises
+        found = re.search(r"(?:GLOBAL|add_safe_globals\(\[)\s*([\w.]+)", str(error))
+        return f"it holds {found[1]}" if found else brief(error) or type(error).__name__
+    return ""
+
+
+def _without_numbers(part: Any) -> Any:
+    """A copy without plain tensors, in the same containers."""
+    if type(part) in (Tensor, torch.nn.Parameter):
+        return None
+    if type(part) in (dict, OrderedDict):
+        return type(part)((key, _without_numbers(value)) for key, value in part.items())
+    if type(part) in (list, tuple):
+        return type(part)(map(_without_numbers, part))
+    return part
 
 
 def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:

@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import math
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from densectx.errors import ConfigError
+
+
+def ends_early(config: Mapping[str, Any]) -> str:
+    """A warning where the rate is 0 for the rest of a run before its end; empty if not.
+
+    That of a run that goes on with a later end, too: what ``total_steps: ${trainer.max_steps}`` stood for when it began
+    is a number of its config.
+
+    Args:
+        config: of a run.
+    """
+    steps = (config.get("trainer") or {}).get("max_steps")
+    schedule = (config.get("model") or {}).get("lr_scheduler")
+    if not isinstance(schedule, Mapping) or not isinstance(steps, int):
+        return ""
+    module, _, name = str(schedule.get("class_path")).rpartition(".")
+    options = schedule.get("init_args") or {}
+    total = options.get("total_steps")
+    # a cosine may end above 0, and power 0 does not fall
+    falls = {"WarmupPoly": options.get("power", 1) != 0, "WarmupCosine": not options.get("final")}
+    own = module in ("", __name__) and falls.get(name, False)
+    if not own or not isinstance(total, int) or not 0 < total < steps:
+        return ""
+    return (
+        f"model.lr_scheduler: total_steps {total} is before trainer.max_steps {steps}: the last {steps - total} steps"
+        " train at rate 0. Set model.lr_scheduler.init_args.total_steps too; a run that goes on takes that with"
+        " --allow-changed model.lr_scheduler."
+    )
 
 
 class Warmup(LambdaLR, ABC):

@@ -23,6 +23,7 @@ from densectx.arguments import TOP_LEVEL, Arguments, Takes, split_arguments
 from densectx.averaging import lag
 from densectx.building import allowed_packages, build_module, instantiate
 from densectx.checkpoint import init_from, load_weights, locate, read
+from densectx.checkpointing import was_stopped
 from densectx.classpaths import check_class_paths
 from densectx.config import Composed, check_keys, compose, dump
 from densectx.data import fingerprint
@@ -42,6 +43,7 @@ from densectx.resilience.preemption import MARK, Preempted
 from densectx.resilience.watchdog import expect_ranks, trained
 from densectx.resuming import newest_whole, refuse_changes
 from densectx.runs import first_rank, newest, run_folder
+from densectx.schedules import ends_early
 from densectx.typecheck import describe, fits
 from densectx.usage import help_text
 
@@ -112,7 +114,7 @@ def main(command: str, argv: Sequence[str]) -> int:
                 (folder / MARK).unlink(missing_ok=True)
                 record(folder, trainer.strategy.root_device, trainer.world_size)
             rank_zero_info(f"Run folder: {folder}")
-            for said in (lag(config), emulated(config, trainer.strategy.root_device.type)):
+            for said in (lag(config), ends_early(config), emulated(config, trainer.strategy.root_device.type)):
                 if said:
                     rank_zero_info(said)
             # what is logged is summed over ranks already
@@ -185,6 +187,8 @@ def _nothing_trained(trainer: pl.Trainer) -> str:
         return f"trainer.max_steps {trainer.max_steps} is reached already"
     if time_gone(trainer) == 1.0:
         return "the time of trainer.max_time is gone already"
+    if was_stopped(trainer):
+        return "a callback (EarlyStopping, say) ended it; with others and --allow-changed trainer.callbacks it goes on"
     return f"trainer.max_epochs {trainer.max_epochs} is reached already"
 
 
@@ -211,12 +215,16 @@ def _refuse_misplaced(command: str, options: Mapping[str, str]) -> None:
         raise ConfigError(f"{command} has no --no-report: it writes none; densectx report RUN does.")
     if command != "fit" and "--resume" in options:
         raise ConfigError(f"{command} has no --resume: name the weights with --ckpt_path FILE or RUN.")
+    if command != "fit" and "--name" in options:
+        raise ConfigError(f"{command} has no --name: it makes no run folder.")
+    if "--allow-changed" in options and "--resume" not in options:
+        raise ConfigError("--allow-changed is for a run that goes on: fit --resume RUN, FILE or auto.")
 
 
 def _run_to_resume(
     resume: str | None, files: Sequence[str | Path], name: str | None, flags: Sequence[tuple[str, str]]
 ) -> Path | None:
-    """The run folder that ``--resume`` goes on in; None for a fresh start."""
+    """The run folder that ``--resume`` goes on in; None for a fresh start. A name that is not that run's is refused."""
     if resume is None:
         return None
     if resume == "auto":
@@ -232,7 +240,10 @@ def _run_to_resume(
             f"--resume {resume}: {file} does not lie in the checkpoints folder of a run; name the run, or take its"
             " weights with init_from."
         )
-    return file.parent.parent
+    run = file.parent.parent
+    if name and run.absolute().parts[-1 - len(Path(name).parts) : -1] != Path(name).parts:
+        raise ConfigError(f"--name {name}: --resume {resume} goes on in {run}, whatever its name; leave --name out.")
+    return run
 
 
 def _check_requires(config: Mapping[str, Any]) -> None:
@@ -248,7 +259,7 @@ def _check_requires(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"requires: {text!r} is no requirement such as densectx-edges>=0.1: {error}.") from None
         except PackageNotFoundError:
             raise PluginError(f"the config needs {text}, which is not installed: {fix}") from None
-        if found not in requirement.specifier:
+        if not requirement.specifier.contains(found, prereleases=True):  # installed it is meant; so judges pip check
             raise PluginError(f"the config needs {text}, installed is {found}: {fix}")
 
 

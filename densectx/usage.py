@@ -38,12 +38,12 @@ def help_text(command: str) -> str:
         "",
         "options:",
         "",
-        "  --name NAME            folder under runs/, else the first file's name",
         "  --print_config         print the merged config and stop",
         "  --allow-import PKG     let the config name PKG.module:Attr",
         "  --debug                traceback of an error",
     ]
     if command == "fit":
+        lines.append("  --name NAME            folder under runs/, else the first file's name")
         lines.append("  --resume RUN|FILE|auto go on with a run; refuses a changed config or changed data")
         lines.append("  --allow-changed KEY    changed all the same; data: the files too")
         lines.append("  --no-report            leave out RUN/report.html, which looks at 64 samples a source")

@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -515,3 +516,52 @@ def test_metrics_that_the_disk_did_not_take_are_written_later(tmp_path, capsys):
     log.log_metrics({"a": 3.0}, 3)
     log.log_metrics({"a": 4.0}, 4)
     assert [row["a"] for row in csv.DictReader(file.open())] == ["1", "2", "3", "4"]
+
+
+EARLY = (
+    "{class_path: pytorch_lightning.callbacks.EarlyStopping, init_args: {monitor: val/denoising/psnr, mode: max,"
+    " patience: 1, min_delta: 1000}}"
+)
+
+
+def test_a_run_that_early_stopping_ended_goes_on_as_far_and_no_further(fit, caplog):
+    """At the end of an epoch, where Lightning passes over the validation of a file and calls without its metrics."""
+    words = ["--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1", "--trainer.max_steps=20"]
+    words += ["--trainer.callbacks", f"[{EARLY}]"]
+    run = fit("run", *words)
+    whole = state(run)
+    assert whole["global_step"] == 4
+    fit("run", *words, "--resume", "auto")
+    assert "Nothing was trained: a callback (EarlyStopping, say) ended it" in caplog.text
+    assert state(run)["global_step"] == 4
+    fit("run", *words, "--resume", str(run / "checkpoints" / "step-2.ckpt"))
+    again = state(run)
+    assert again["global_step"] == 4
+    assert all(torch.equal(again["state_dict"][key], value) for key, value in whole["state_dict"].items())
+    other = ["--trainer.callbacks", "null", "--allow-changed=trainer"]
+    fit("run", *words[:-2], "--trainer.max_steps=6", *other, "--resume", "auto")
+    assert state(run)["global_step"] == 6
+
+
+def test_a_run_whose_checkpoints_lie_elsewhere_goes_on(fit, tmp_path, capsys):
+    callback = f"{{class_path: densectx.checkpointing.Checkpoints, init_args: {{folder: {tmp_path / 'elsewhere'}}}}}"
+    words = ["--trainer.callbacks", f"[{callback}]"]
+    run = fit("run", *words, "--trainer.max_steps=2")
+    assert (run / "checkpoints").resolve() == tmp_path / "elsewhere"
+    assert fit("run", *words, "--resume", "auto", "--allow-changed=trainer.max_steps") == run
+    assert state(run)["global_step"] == 4
+    assert [folder.name for folder in run.parent.iterdir()] == ["0"]
+    densectx.load(run)
+    fit("other", *words, status=8)
+    assert "has checkpoints of another run" in capsys.readouterr().err
+
+
+def test_what_no_loader_takes_is_not_written(tmp_path):
+    """numpy's float64 is a float, and its pickle names a function of numpy."""
+    good = {"callbacks": {"Mine": {"best": 1.0, "seen": torch.ones(2), "rows": [(1, "a")]}}, "state_dict": {}}
+    AtomicCheckpointIO().save_checkpoint(good, tmp_path / "step-1.ckpt")
+    assert load_archive(tmp_path / "step-1.ckpt")["callbacks"]["Mine"]["rows"] == [(1, "a")]
+    bad = {"callbacks": {**good["callbacks"], "Theirs": {"best": np.float64(1)}}, "state_dict": {}}
+    with pytest.raises(ConfigError, match=r"the state of the callback Theirs .* it holds numpy"):
+        AtomicCheckpointIO().save_checkpoint(bad, tmp_path / "step-2.ckpt")
+    assert [file.name for file in tmp_path.iterdir()] == ["step-1.ckpt"]

@@ -204,6 +204,15 @@ def test_a_slow_import_is_only_waited_for_when_used(run, distribute):
     assert "plug-slow" in run("list", "tasks")[1]
 
 
+def test_a_check_runs_nothing_of_the_working_directory(run, distribute, tmp_path, monkeypatch):
+    distribute("plug-a", {"tasks": {"edges": "Task"}})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "difflib.py").write_text("open('ran', 'w')")
+    status, out, _ = run("list", "tasks", "--check", "--json")
+    assert (status, statuses(out)["edges"]["status"]) == (0, "ok")
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.fault("P01")
 def test_a_missing_dependency_of_one_plugin_harms_no_other(run, distribute):
     broken = {

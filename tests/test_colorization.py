@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import densectx
 from densectx.data.reader import read_image
 from densectx.errors import ConfigError, DataError
 from densectx.losses.chroma import ChromaCrossEntropy
@@ -507,6 +509,25 @@ def test_a_model_predicts_without_its_prior_but_does_not_train(tmp_path):
     x, target = prepared(model, batch(image))
     with pytest.raises(DataError, match=r"gone\.json"):
         model.task("t").loss(model({"t": x})["t"], target)
+
+
+@pytest.mark.parametrize("start", ["fit", "validate", "test"])
+def test_a_prior_that_is_missing_is_noticed_before_the_first_batch(tmp_path, start):
+    """A regression asks for it in its metrics only, long after the start of its training."""
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+
+    class Asked(Exception):
+        pass
+
+    class Data:
+        def __iter__(self):
+            raise Asked
+
+    for prior, refusal in ((str(tmp_path / "gone.json"), DataError), (None, Asked)):
+        module = densectx.DenseModule(build(prior=prior), torch.optim.SGD)
+        trainer = pl.Trainer(accelerator="cpu", max_steps=1, enable_model_summary=False, **options)
+        with pytest.raises(refusal):
+            getattr(trainer, start)(module, Data())
 
 
 def test_regression_has_no_state_of_bins():

@@ -112,6 +112,22 @@ def test_merge_table(merged, first, second, result):
     assert merged(first, second) == {"h": result}
 
 
+@pytest.mark.parametrize("key", ["max_time", "val_check_interval", "strategy"])
+def test_strings_and_mappings_of_the_trainer_replace_each_other(merged, key):
+    """Lightning knows no ``name``: ``{minutes: 20, name: '00:00:05:00'}`` would mean nothing."""
+    text, mapping = "00:00:05:00", {"minutes": 20}
+    as_text, as_mapping = f"trainer: {{{key}: '{text}'}}", f"trainer: {{{key}: {{minutes: 20}}}}"
+    flag = (f"trainer.{key}", text)
+    assert merged(as_mapping, as_text) == merged(as_mapping, flags=[flag]) == {"trainer": {key: text}}
+    assert merged(as_text, as_mapping) == {"trainer": {key: mapping}}
+    assert merged(as_text, flags=[(f"trainer.{key}.minutes", "20")]) == {"trainer": {key: mapping}}
+    refused(lambda: merged("{}", flags=[flag, (f"trainer.{key}.minutes", "20")]), "contradicts", f"trainer.{key}")
+    reference = f"y: {{class_path: A}}\ntrainer: {{{key}: '${{y}}'}}"
+    assert merged(reference, flags=[(f"trainer.{key}.init_args.a", "1")])["trainer"] == {
+        key: {"class_path": "A", "init_args": {"a": 1}}
+    }
+
+
 def test_collections_have_keys_of_the_users_choice(merged):
     values = merged("model: {tasks: {name: {source: a}}}", "model: {tasks: {name: {source: b}, class_path: {x: 1}}}")
     assert values["model"]["tasks"] == {"name": {"source": "b"}, "class_path": {"x": 1}}

@@ -170,7 +170,7 @@ def interp_map(probabilities, zoom, height, width):
 
 def small(published):
     """The preset with few channels and classes."""
-    config = deepcopy(MODELS.get(NETS[published])())
+    config = deepcopy(MODELS.get(f"densectx/{NETS[published]}")())
     config["backbone"] |= {"width": WIDTH, "fc": FC}
     config["projection"]["channels"] = CLASSES
     for part in ("classes", "palette"):
@@ -243,6 +243,18 @@ def test_the_net_is_guessed_from_layers_and_classes(published, caffemodel, regis
     assert convert("caffe", path, "-o", out) == 0
     assert f"no --net given: its layers and classes are those of small_{published}" in capsys.readouterr().out
     assert densectx.load(out).config["context"] == small(published)["context"]
+
+
+def test_other_packages_may_provide_a_built_in_name(distribute, vgg16, caffemodel, registered, tmp_path, capsys):
+    """What densectx tries by itself is its own, and is not in the way of a net that the user names."""
+    distribute("plug-a", {"models": {"dilation8_camvid": "Task", "frontend_vgg16": "Task", "small_kitti": "Task"}})
+    path, out = tmp_path / "net.caffemodel", tmp_path / "net.safetensors"
+    path.write_bytes(caffemodel(layers_of("kitti")))
+    assert convert("caffe", path, "-o", out) == 0
+    assert "net: small_kitti\n" in capsys.readouterr().out
+    torch.save(vgg16.state_dict(), tmp_path / "vgg16.pth")
+    assert convert("vgg", tmp_path / "vgg16.pth", "-o", out, "--overwrite") == 4, "it is too thin for the built-in net"
+    assert "does not fit net frontend_vgg16" in capsys.readouterr().err
 
 
 def change(layers, published):

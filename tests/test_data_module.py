@@ -126,6 +126,9 @@ def test_missing_labels_are_filled():
     assert batch["t"]["gray"].tolist() == [True]
     assert batch["s"]["gray"].tolist() == [False, False]
     assert batch["s"]["gray"].dtype == torch.bool
+    alone = {"image": torch.rand(1, 2, 3)}
+    made = {**alone, "gray": torch.tensor(False)}  # of colours
+    assert COLLATE([("s", alone), ("s", made)])["s"]["gray"].tolist() == [True, False]
 
 
 def test_sizes_must_agree_within_a_batch():

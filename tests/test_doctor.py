@@ -74,7 +74,9 @@ def test_little_space_is_a_warning(tmp_path, monkeypatch):
     assert [found.level for found in shared_memory(tmp_path)] == ["warning"]
 
 
-def test_two_processes_of_this_machine_meet(capsys):
+def test_two_processes_of_this_machine_meet(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "difflib.py").write_text("raise SystemExit('ran what lay in the working directory')")
     assert main(["doctor", "--ddp", "--json"]) == 0
     texts = {found["subject"]: found["text"] for found in json.loads(capsys.readouterr().out)["findings"]}
     assert texts["process group"].startswith("2 ranks on 1 machine met")

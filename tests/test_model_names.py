@@ -4,6 +4,7 @@ import contextlib
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from densectx import cli, model_names
 from densectx.checkpoint import locate, save_safetensors
 from densectx.config import compose
 from densectx.errors import CheckpointError, ConfigError, PluginError
+from densectx.imports import allow_import
+from densectx.inspection.subject import subject_of
+from densectx.published.plan import Net
 from densectx.registry import MODELS
 from densectx.types import SourceInfo
 
@@ -260,6 +264,18 @@ def test_other_classes_can_be_meant():
     assert densectx.load("runs/a/0").predict(torch.rand(3, 9, 9))["segmentation"].shape == (4, 9, 9)
 
 
+def test_a_task_that_learns_no_classes_takes_data_of_any():
+    restores = {"name": "denoising", "source": "plain", "sigma": 25}
+    plain = SourceInfo(keys=("image",)).to_config()
+    MODELS.register("test-denoiser")(lambda: {**NET, "tasks": {"denoising": restores}, "sources": {"plain": plain}})
+    Path("restore.yaml").write_text(CONFIG.replace("test-net", "test-denoiser").replace("segmentation", "denoising"))
+    try:
+        status, _, err = command("fit", "-c", "restore.yaml", "--no-report")
+    finally:
+        MODELS.unregister("test-denoiser")
+    assert status == 0, err
+
+
 def test_a_misspelt_name_key_is_told():
     status, _, err = command("fit", "-c", "a.yaml", "--model.nmae", "test-net")
     assert status == 2
@@ -285,3 +301,60 @@ def test_a_folder_of_a_models_name_does_not_hide_it(tmp_path):
     (tmp_path / "else").mkdir()
     with pytest.raises(CheckpointError, match="a folder without checkpoints"):
         locate("else")
+
+
+GIVES = """
+from pathlib import Path
+
+def config():
+    return {"backbone": "plain", "context": "none", "tasks": {"denoising": {"name": "denoising", "source": "s"}},
+            "sources": {"s": {"keys": ["image"]}}}
+
+def whole():
+    return Path("whole.safetensors")
+
+def broken():
+    raise FileNotFoundError("weights/net.safetensors")
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def two_packages(distribute):
+    """Two packages that provide models of the same names."""
+    for name in ("plug-one", "plug-two"):
+        distribute(name, {"models": {key: key for key in ("config", "whole", "broken", "nothing")}}, GIVES)
+
+
+@pytest.mark.usefixtures("two_packages")
+def test_a_clash_is_settled_by_the_full_name_wherever_a_name_goes(tmp_path):
+    with pytest.raises(PluginError, match="write 'plug-one/whole' or 'plug-two/whole'"):
+        densectx.load("whole")
+    allow_import("plug_two")
+    for name in ("plug-one/whole", "plug_two:whole"):
+        assert densectx.load(name).predict(torch.rand(3, 9, 9))["segmentation"].shape == (3, 9, 9)
+        assert subject_of(name).kind == "weights"
+    for name in ("plug-two/config", "plug_two:config"):
+        assert subject_of(name).kind == "config"
+        with pytest.raises(CheckpointError, match="comes without weights"):
+            densectx.load(name)
+    (tmp_path / "plug-one" / "whole").mkdir(parents=True)  # where an earlier predict put its answers
+    assert locate("plug-one/whole").name == "whole.safetensors"
+    for name in ("plug-one/else", "plug_tow:whole"):
+        with pytest.raises(CheckpointError, match="no such file, run folder or model name"):
+            densectx.load(name)
+
+
+@pytest.mark.fault("P01")
+@pytest.mark.usefixtures("two_packages")
+@pytest.mark.parametrize("use", [densectx.load, model_names.named, Net.of])
+def test_an_entry_that_fails_is_the_packages_fault(use):
+    with pytest.raises(PluginError) as error:
+        use("plug-one/broken")
+    assert str(error.value).startswith(
+        "model 'plug-one/broken' of plug-one 1.0: FileNotFoundError: weights/net.safetensors ("
+    )
+    with pytest.raises(PluginError, match=r"of plug-two 1\.0 gives neither a model config nor a file, but 3"):
+        use("plug-two/nothing")

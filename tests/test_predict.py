@@ -392,13 +392,15 @@ def test_the_overlay_of_labels_mixes_where_several_hold():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_is_restored_from_floats_is_floats(tmp_path, channels):
-    task = build(["denoising"]).task("denoising")
+@pytest.mark.parametrize("kind", ["denoising", "colorization"])
+def test_pictures_of_floats_are_floats(tmp_path, kind, channels):
+    task = build([kind]).task(kind)
     (encoder,) = encoders(task, INFO, (3, 8, 8), raw=False, real=True).items()
     value = torch.randn(3, 6, 7)
     (tmp_path / "a.tif").write_bytes(encoder[1](Answer(torch.rand(channels, 6, 7), False, value)))
     assert encoder[0] == ".tif"
-    expected = value.permute(1, 2, 0) if channels == 3 else grey(value[None])[0, 0]
+    gray = kind == "denoising" and channels == 1
+    expected = grey(value[None])[0, 0] if gray else value.permute(1, 2, 0)
     assert np.array_equal(tifffile.imread(tmp_path / "a.tif"), expected)
 
 

@@ -61,6 +61,16 @@ def test_two_processes_do_what_one_does(tmp_path, every_output):
     assert found == ["skipped"] * 3 + ["failed", "skipped", "done", "skipped"]
 
 
+def test_processes_run_nothing_of_the_working_directory(tmp_path, every_output, monkeypatch):
+    pictures(tmp_path / "in", 2)
+    (tmp_path / "difflib.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    arguments = (every_output, "in", "-o", "out", "--tasks", "denoising", "--devices", 2)
+    done = run(*arguments, before=(sys.executable, "-P", "-m", "densectx"))  # as the script densectx does
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.slow
 def test_the_processes_of_torchrun(tmp_path, every_output):
     pictures(tmp_path / "in", 5)

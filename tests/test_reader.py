@@ -500,6 +500,20 @@ def windows_of(path, value_range=None):
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
+def test_parts_that_a_sparse_tiff_leaves_out_are_0(tmp_path, compression):
+    """As GDAL writes them (SPARSE_OK): a part of zeros has no bytes in the file."""
+    pixels = RNG.integers(1, 256, (32, 48), dtype=np.uint8)
+    pixels[16:, 16:32] = 0
+    parts = [pixels[y : y + 16, x : x + 16] for y in (0, 16) for x in (0, 16, 32)]
+    stored = (part if part.any() else None for part in parts)
+    options = {"shape": (32, 48), "dtype": np.uint8, "tile": (16, 16), "compression": compression}
+    imwrite(tmp_path / "sparse.tif", stored, photometric="minisblack", **options)
+    with TiffFile(tmp_path / "sparse.tif") as file:
+        assert file.pages[0].databytecounts[4] == 0
+    assert np.array_equal(windows_of(tmp_path / "sparse.tif")[0].numpy() * 255, pixels)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize(("dtype", "white"), [("u1", 255), ("u2", 65535), ("f4", 1)])
 def test_where_0_is_white_it_is_read_as_white(tmp_path, dtype, white, byteorder, compression):

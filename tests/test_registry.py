@@ -254,6 +254,19 @@ def test_presets_made_with_partial(parts):
     assert documentation(parts.get("preset")) == "A local part."
 
 
+class Heir(Local):
+    """One that inherits its constructor; its class body annotates an attribute of the same name."""
+
+    size: str
+
+
+def test_an_inherited_constructor_says_what_options_take(parts):
+    parts.register("heir")(Heir)
+    assert parts.build({"name": "heir", "size": 5}, features=1).given == (1, 5)
+    with pytest.raises(ConfigError, match="size: expected a whole number, got 'five'"):
+        parts.build({"name": "heir", "size": "five"}, features=1)
+
+
 def test_a_class_path_needs_an_allowed_package(distribute):
     distribute("plug-free", {}, "class Task: ...\nvalue = 3")
     for target in ("plug_free:Task", "os:system", "builtins:eval", "subprocess:Popen", ":x"):

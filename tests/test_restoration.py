@@ -135,11 +135,11 @@ def test_bicubic_baseline_of_super_resolution_is_the_published_one(data_root, sc
     """Set5 on luma; without antialiasing x2 would read 34.45 dB."""
     files = sorted((data_root / "set5").glob("*_GT.bmp"))
     assert len(files) == 5
-    for upsampling in ("post", "pre"):
-        model = build("super_resolution", scale=scale, upsampling=upsampling, head="linear").eval()
+    for upsampling, info in (("post", RGB), ("pre", RGB), ("post", GRAY)):
+        model = build("super_resolution", info, scale=scale, upsampling=upsampling, head="linear").eval()
         task = model.task("t")
         for file in files:
-            image, gray = read_image(file)
+            image, gray = read_image(file, info.channels)
             x, target = task.prepare(batch(image[None], gray), rngs(1))
             answer = bicubic(x, up=scale // task.input_scale)  # what an untrained residual network answers
             task.update(answer, x, target)
@@ -148,6 +148,23 @@ def test_bicubic_baseline_of_super_resolution_is_the_published_one(data_root, sc
         assert values["ssim_bicubic"].item() == pytest.approx(similarity, abs=0.001)
         assert values["psnr"].item() == pytest.approx(values["psnr_bicubic"].item(), abs=1e-6)
         assert task.convention == f"Y, crop {scale}, per image, peak 255"
+
+
+def test_one_channel_is_measured_on_the_luma_of_the_colours_that_it_was_made_of(tmp_path):
+    image = (3 * smooth()[0] + torch.rand(3, 40, 48, generator=noise(1))) / 4
+    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(tmp_path / "colour.png")
+    Image.fromarray(pixels).convert("L").save(tmp_path / "gray.png")
+    read = {}
+    for name, info in (("colour", RGB), ("colour", GRAY), ("gray", RGB), ("gray", GRAY)):
+        task = build("super_resolution", info).eval().task("t")
+        image, gray = read_image(tmp_path / f"{name}.png", info.channels)
+        x, target = task.prepare(batch(image[None], gray), rngs(1))
+        task.update(bicubic(x, up=2), x, target)
+        read[name, info.channels] = task.metrics.compute()["psnr"].item()
+    assert read["colour", 1] == pytest.approx(read["colour", 3], abs=0.02)  # but for where it is rounded
+    assert read["gray", 1] == pytest.approx(read["gray", 3], abs=1e-4)
+    assert read["colour", 1] - read["gray", 1] == pytest.approx(20 * math.log10(255 / 219), abs=0.02)
 
 
 def test_the_enlarged_input_gives_an_answer_of_the_same_size():

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,8 @@ def test_a_run_from_the_weights_of_another_counts_both(tools, run, recorded, tmp
         record("more", first, ["-c", str(config)], None, "abc", None, one)
     for file in recorded[0].glob("tiny-*"):
         shutil.copy(file, tmp_path)
+    longer = {**before, "curve": [*before["curve"], [5, 0.0]]}  # it went on after its best checkpoint
+    (tmp_path / "tiny-camvid0001tp-miou.json").write_text(json.dumps(longer))
     path, *_ = record("more", second, ["-c", str(config), *more], ["camvid0001tp"], "abc", None, before="tiny")
     again = json.loads(path.read_text())
     assert {key: again[key] for key in ("steps", "curve", "value")} == {
@@ -328,6 +331,14 @@ def test_peers_stand_beside_ours(tools, tmp_path):
 def test_the_committed_page_is_that_of_the_committed_files(tools, tmp_path):
     tools["result_table"].write_readme(readme=tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == (ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_committed_curves_rise_in_steps(tools):
+    found = {path.name: json.loads(path.read_text()) for path in tools["results"].RESULTS.glob("*.json")}
+    curves = {name: content["curve"] for name, content in found.items() if "curve" in content}
+    assert len(curves) > 50
+    for name, curve in curves.items():
+        assert all(one < other for (one, _), (other, _) in pairwise(curve)), name
 
 
 def test_the_readme_quotes_the_committed_files(tools, tmp_path):

@@ -343,8 +343,9 @@ def test_what_is_there_is_kept_refused_or_replaced(tree, tmp_path, capsys):
 
 
 def test_a_sample_need_not_say_that_it_is_gray():
-    packed = pack({"image": torch.zeros(3, 4, 5)}, "a", {}, SourceInfo())
-    assert json.loads(packed.members["json"])["gray"] is False
+    for channels in (1, 3):
+        packed = pack({"image": torch.zeros(channels, 4, 5)}, "a", {}, SourceInfo(channels=channels))
+        assert json.loads(packed.members["json"])["gray"] is (channels == 1)
 
 
 def test_overwriting_leaves_what_is_not_ours_and_what_is_read(tree, tmp_path, capsys):

@@ -88,6 +88,13 @@ def test_arms_take_turns(parts):
     assert [len(arm["times_s"]) for arm in found.values()] == [3, 3, 3]
 
 
+def test_every_block_of_the_fit_is_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    overhead = importlib.import_module("overhead")
+    found = overhead.compared([*overhead.ARMS["segmentation"], "data.sources.mosaic.batch_size=1"], 1, 2)
+    assert len(found["ratio_by_block"]) == 2
+
+
 def test_peers_are_those_published(parts):
     """DnCNN-S: 555 K parameters; VDSR: 666 K (the figures of their papers and of KAIR's table)."""
     dncnn, vdsr = parts.networks.dncnn(1), parts.networks.vdsr(1, 2)

@@ -659,6 +659,19 @@ def test_a_large_gray_float_picture_is_restored_to_floats(tmp_path, by_windows):
     assert np.abs(found - expected.numpy()).max() < 1e-5
 
 
+def test_a_large_float_picture_is_answered_with_floats(tmp_path, by_windows):
+    model = build(PLAIN, ["colour"])
+    save_safetensors(model, tmp_path / "m.safetensors")
+    values = np.random.default_rng(0).random((60, 61, 3)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", tile=(16, 16))
+    arguments = ["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "a.tif"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--tile", "exact:16"]) == 0
+    found = tifffile.imread(tmp_path / "out" / "colour" / "a.tif")
+    expected = model.predict(torch.from_numpy(values).permute(2, 0, 1))["colour"].permute(1, 2, 0)
+    assert found.dtype == np.float32
+    assert np.abs(found - expected.numpy()).max() < 1e-5
+
+
 def test_a_large_picture_is_not_taken_as_a_whole(tmp_path, by_windows, capsys):
     save_safetensors(build(PLAIN), tmp_path / "m.safetensors")
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((60, 61), np.uint8), tile=(16, 16))

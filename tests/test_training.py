@@ -18,9 +18,13 @@ from torch.optim.swa_utils import get_ema_avg_fn
 
 import densectx
 from densectx.averaging import _unless_equal, lag
+from densectx.building import _ddp, instantiate
 from densectx.cli import main
+from densectx.config import compose
 from densectx.errors import CheckpointError, ConfigError
 from densectx.loggers import MetricsFile
+from densectx.resilience.guards import FiniteGuard
+from densectx.resilience.preemption import Preemption
 from densectx.schedules import WarmupCosine, WarmupPoly
 
 CONFIG = """
@@ -504,6 +508,53 @@ def test_callbacks_and_plugins_in_lightnings_short_forms(fit):
     assert (run / "checkpoints" / "last.ckpt").is_symlink()
 
 
+def test_groups_take_the_negative_numbers_of_their_optimizer(fit, capsys):
+    """``beta2_decay`` of Adafactor is -0.8 where nothing is said."""
+    given = "--model.optimizer={class_path: torch.optim.Adafactor, init_args: {lr: 0.01}}"
+    given = [given, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--no-report"]
+    run = fit("run", *given, "--model.param_groups=[{match: backbone.*, beta2_decay: -0.7}]")
+    groups = weights(run)["optimizer_states"][0]["param_groups"]
+    assert {group["beta2_decay"] for group in groups} == {-0.7, -0.8}
+    fit("bad", *given, "--model.param_groups=[{match: backbone.*, beta2_decay: -.inf}]", status=2)
+    assert "beta2_decay: expected a finite number, got -inf" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("fit")
+def test_callbacks_by_their_short_names_are_not_doubled(tmp_path):
+    short = "[{class_path: FiniteGuard, init_args: {skip: 3}}, Pictures, Checkpoints, Preemption, Replicas]"
+    config = compose(["small.yaml"], [("trainer.callbacks", short)]).values
+    trainer, _, _ = instantiate(config, tmp_path / "run", "fit")
+    found = [type(callback).__name__ for callback in trainer.callbacks]
+    assert len(set(found)) == len(found), found
+    assert [callback.skip for callback in trainer.callbacks if isinstance(callback, FiniteGuard)] == [3]
+
+
+def test_a_pre_release_that_is_installed_meets_a_requirement(fit, distribute, capsys):
+    distribute("plug-early", {}, version="0.2.0.dev1")
+    fit("early", "--requires=[plug-early>=0.1]", "--print_config")
+    fit("early", "--requires=[plug-early>=0.2]", "--print_config", status=5)
+    assert "the config needs plug-early>=0.2, installed is 0.2.0.dev1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "--allow-changed", "trainer"], "--allow-changed is for a run that goes on"),
+        (["validate", "--ckpt_path", "RUN", "--allow-changed=data"], "--allow-changed is for a run that goes on"),
+        (["validate", "--ckpt_path", "RUN", "--name", "run"], "validate has no --name"),
+        (["test", "--ckpt_path", "RUN", "--name=run"], "test has no --name"),
+        (["fit", "--resume", "RUN", "--name", "other"], "--name other: --resume RUN goes on in RUN, whatever its name"),
+        (["fit", "--resume", "RUN/checkpoints/last.ckpt", "--name", "n"], "goes on in RUN, whatever its name"),
+    ],
+)
+def test_misplaced_options_are_refused(fit, capsys, words, message):
+    (run := fit("run", "--help")).joinpath("checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
+    words = [word.replace("RUN", "runs/run/0") for word in words]
+    assert main([*words, "-c", "small.yaml"]) == 2
+    assert message.replace("RUN", "runs/run/0") in capsys.readouterr().err
+
+
 def test_ablated_trunk_trains_and_gets_no_gradient(fit):
     run = fit("zero", "--trainer.max_steps=2", "--model.ablate=trunk_zero", "--model.context.init_noise=0.1")
     start = fit("start", "--trainer.max_steps=1", "--model.ablate=trunk_zero", "--model.optimizer.init_args.lr=0.0")
@@ -528,3 +579,84 @@ def test_metrics_file_goes_on_where_a_run_goes_on(tmp_path):
         ("2", "2", "2", ""),
         ("3", "30", "", "7"),
     ]
+
+
+STOPPING = "{class_path: EarlyStopping, init_args: {monitor: METRIC, mode: max}}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--trainer.val_check_interval=00:00:10:00", "--trainer.devices=2", "--trainer.strategy=ddp"],
+            "trainer.val_check_interval: '00:00:10:00' is a time: each of 2 ranks",
+        ),
+        (
+            ["--trainer.val_check_interval=1000", "--trainer.check_val_every_n_epoch=1"],
+            "trainer.val_check_interval: 1000 batches, and an epoch has 3",
+        ),
+        (
+            ["--trainer.callbacks", f"[{STOPPING.replace('METRIC', 'val/denoising/psrn')}]"],
+            "EarlyStopping: monitor: unknown metric 'val/denoising/psrn'; did you mean 'val/denoising/psnr'?",
+        ),
+        (
+            ["--trainer.callbacks", f"[{STOPPING.replace('METRIC', 'val/denoisin/psnr')}]"],
+            "EarlyStopping: monitor: unknown metric 'val/denoisin/psnr'; did you mean 'val/denoising/psnr'?",
+        ),
+    ],
+)
+def test_when_to_validate_and_what_to_watch_is_refused_with_a_fix(fit, capsys, words, message):
+    fit("run", *words, status=2)
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_a_rate_that_is_0_before_the_end_is_told(fit, caplog):
+    total = "--model.lr_scheduler.init_args.total_steps"
+    run = fit("run", f"{total}=${{trainer.max_steps}}", "--trainer.max_steps=4")
+    assert "train at rate 0" not in caplog.text
+    words = ["--resume", str(run), "--trainer.max_steps=6", "--allow-changed=trainer.max_steps"]
+    assert main(["fit", *words]) == 0
+    assert "total_steps 4 is before trainer.max_steps 6: the last 2 steps train at rate 0" in caplog.text
+    caplog.clear()
+    words[2:] = ["--trainer.max_steps=8", "--allow-changed=trainer.max_steps", f"{total}=8"]
+    assert main(["fit", *words, "--allow-changed=model.lr_scheduler"]) == 0
+    assert "train at rate 0" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trainer", "unused"),
+    [
+        ({"strategy": "ddp", "devices": 2}, False),
+        ({"strategy": "ddp_find_unused_parameters_true", "devices": 2}, True),
+        ({"devices": "0,1", "accelerator": "gpu"}, False),
+        ({"devices": "0,", "accelerator": "gpu"}, None),
+        ({"strategy": "ddp_spawn", "devices": 2}, None),
+    ],
+)
+def test_ranks_wait_as_long_as_they_are_told_to(trainer, unused):
+    options = _ddp(trainer)
+    assert options is None if unused is None else options.get("find_unused_parameters", False) == unused
+
+
+def test_the_strategy_of_a_config_has_the_limit_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("DENSECTX_TIMEOUT", "77")
+    (tmp_path / "small.yaml").write_text(CONFIG)
+    flags = [("trainer.strategy", "ddp_find_unused_parameters_true"), ("trainer.devices", "2")]
+    trainer, _, _ = instantiate(compose([tmp_path / "small.yaml"], flags).values, tmp_path, "fit")
+    assert trainer.strategy._timeout.total_seconds() == 77
+    assert trainer.strategy._ddp_kwargs == {"find_unused_parameters": True}
+
+
+def test_ranks_that_agree_about_signals_wait_as_long_as_they_are_told_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("DENSECTX_TIMEOUT", "77")
+    trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, barebones=True)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/met", rank=0, world_size=1)
+    try:
+        agreeing = Preemption()
+        agreeing.setup(trainer, pl.LightningModule(), "fit")
+        backend = agreeing._group._get_backend(torch.device("cpu"))
+        assert backend.options._timeout.total_seconds() == 77
+    finally:
+        torch.distributed.destroy_process_group()

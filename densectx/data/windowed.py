@@ -205,9 +205,10 @@ class _TiffParts(_Parts):
             return self._kept[index]
         page, handle = self._page, self._tiff.filehandle
         handle.seek(page.dataoffsets[index])
-        data = handle.read(page.databytecounts[index])
+        count = page.databytecounts[index]
+        data = handle.read(count) if count else None  # None: a sparse part, of which the file has nothing
         values, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
-        if values is None:  # a sparse part
+        if values is None:
             values = np.zeros(shape, self.dtype)
         part: NDArray[Any] = np.asarray(values).reshape(shape)[0].astype(self.dtype, copy=False)
         self._kept[index] = part

@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from densectx.data.module import DataModule
-from densectx.errors import ConfigError, DataError, DensectxError, DistributedError, MemoryLimitError
+from densectx.errors import ConfigError, DataError, DensectxError, DistributedError, MemoryLimitError, unknown
 
 _MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|out of memory|bad_alloc", re.IGNORECASE)
 _LOST = re.compile(
@@ -22,6 +22,8 @@ _LOST = re.compile(
     re.IGNORECASE,
 )
 _NONDETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
+_NO_VALIDATION = re.compile(r"`val_check_interval` \((\d+)\) must be less than or equal to .*? batches \((\d+)\)")
+_MONITOR = re.compile(r"Early stopping conditioned on metric `([^`]*)` which is not available.*? the following:(.*)")
 _KILLED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
@@ -47,8 +49,23 @@ def explained(error: BaseException, data: DataModule | None) -> DensectxError | 
         _MEMORY.search(text) if isinstance(error, RuntimeError) else getattr(error, "errno", 0) == errno.ENOMEM
     ):
         return MemoryLimitError(_out_of_memory(text or type(error).__name__, data))
+    if isinstance(error, ValueError) and (found := _NO_VALIDATION.search(text)):
+        return ConfigError(
+            f"{found[1]} batches, and an epoch has {found[2]}: nothing would be validated. Take fewer, or set"
+            " check_val_every_n_epoch to null: batches are then counted over epochs.",
+            "trainer.val_check_interval",
+        )
     if not isinstance(error, RuntimeError):
         return None
+    if found := _MONITOR.search(text):
+        known = re.findall(r"`([^`]+)`", found[2])
+        if not known:
+            return ConfigError(
+                f"EarlyStopping: nothing is measured yet where it looks for {found[1]}, as at the end of an epoch that"
+                " a run goes on from; set check_on_train_epoch_end to false, so that it looks after each validation.",
+                "trainer.callbacks",
+            )
+        return ConfigError(f"EarlyStopping: monitor: {unknown('metric', found[1], known)}", "trainer.callbacks")
     if found := _NONDETERMINISTIC.search(text):
         return ConfigError(
             f"{found.group(1)} has no deterministic implementation on this device; leave the part out that uses it, or"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -17,10 +18,10 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import distributed
 
-from densectx.checkpointing import Checkpoints, stops
+from densectx.checkpointing import Checkpoints, stops, validation_follows
 from densectx.errors import ConfigError
 from densectx.limits import time_gone
-from densectx.module import DenseModule
+from densectx.resilience.timeouts import collective_timeout
 
 MARK: Final = "preempted"
 """File in the run folder that says that the run left before its end; whoever resumes removes it."""
@@ -89,7 +90,6 @@ class Preemption(pl.Callback):
         self._pipe: tuple[int, int] | None = None
         self._step = -1
         self._common = 0  # validation batches that every rank has
-        self._left = False  # in a validation, which is to be done again
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Preemption:
         return self  # averages of weights copy the module with all that hangs on it; there is one process group
@@ -100,7 +100,9 @@ class Preemption(pl.Callback):
         """Remember the handlers that were there before Lightning's."""
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
         if trainer.world_size > 1:
-            group = distributed.new_group(backend="gloo")  # beside NCCL: no wait for the device
+            # beside NCCL: no wait for the device; without a limit of its own gloo would wait for half an hour
+            limit = timedelta(seconds=collective_timeout())
+            group = distributed.new_group(backend="gloo", timeout=limit)
             self._group = group if isinstance(group, distributed.ProcessGroup) else None
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -108,17 +110,9 @@ class Preemption(pl.Callback):
         self._install(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The first hook after Lightning's handlers; a validation that the run was stopped in is done again."""
+        """The first hook after Lightning's handlers."""
         self._install(trainer)
         self._step = trainer.global_step
-        if self._left:
-            validation = trainer.fit_loop.epoch_loop.val_loop
-            self._left, trainer.validating, validation.restarting = False, True, False
-            if isinstance(pl_module, DenseModule):
-                pl_module.schedule_anew()  # a checkpoint is written behind it, with a config of these rates
-            validation.run()
-            trainer.training = True
-            validation.reset()  # as if it had not run: at the end of an epoch the loop waits for its own
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """In a fit: how many batches every rank has. Otherwise signals end the process as usual."""
@@ -169,14 +163,6 @@ class Preemption(pl.Callback):
         if wish > self._wish:
             self._wish, self._signal = wish, signal.Signals(number).name
 
-    def state_dict(self) -> dict[str, Any]:
-        """Whether the run is left in a validation."""
-        return {"left": self._left}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse."""
-        self._left = bool(state_dict["left"])
-
     # agreement
 
     def on_train_batch_end(
@@ -192,7 +178,7 @@ class Preemption(pl.Callback):
         wish = self._agreed(self._wish)
         if wish is Wish.NOTHING:
             return
-        saved = _save(trainer)
+        saved = _save(trainer, validation_due=validation_follows(trainer))
         if wish is not Wish.SAVE and not _over(trainer):
             self._leave(trainer, wish, saved)
         if trainer.is_global_zero:
@@ -216,8 +202,7 @@ class Preemption(pl.Callback):
             return
         for average in _callbacks(trainer, WeightAveraging):  # they stand in for the trained weights here
             average.on_validation_epoch_end(trainer, pl_module)
-        self._left = True
-        self._leave(trainer, wish, _save(trainer, again=True))
+        self._leave(trainer, wish, _save(trainer, again=True, validation_due=True))
 
     def _agreed(self, wish: Wish) -> Wish:
         if self._group is None:
@@ -249,10 +234,11 @@ def _leave_when_asked_twice(file: int) -> None:
     os.close(file)
 
 
-def _save(trainer: pl.Trainer, *, again: bool = False) -> str:
+def _save(trainer: pl.Trainer, *, validation_due: bool, again: bool = False) -> str:
     """Save the step that is done, also if it is saved already (``again``); what is said of it."""
     for checkpoints in _callbacks(trainer, Checkpoints):
-        done = (checkpoints.saved_step == trainer.global_step and not again) or checkpoints.save(trainer)
+        there = checkpoints.saved_step == trainer.global_step and not again
+        done = there or checkpoints.save(trainer, validation_due=validation_due)
         return "saved" if done else "not saved, the file could not be written"
     return "not saved, checkpoints are switched off"
 
@@ -262,7 +248,7 @@ def _callbacks(trainer: Any, kind: type[_C]) -> list[_C]:
 
 
 def _over(trainer: pl.Trainer) -> bool:
-    """Whether only the last validation is left, which nobody could do again: there is no step to go on with."""
+    """Whether only the last validation is left, which is finished: then the run has its end."""
     steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     return steps or stops(trainer) or time_gone(trainer) == 1.0
 

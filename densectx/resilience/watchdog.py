@@ -14,50 +14,18 @@ import time
 import traceback
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import pytorch_lightning as pl
 
 from densectx.data.module import data_of
-from densectx.errors import ConfigError, DensectxError, DistributedError
+from densectx.errors import DensectxError, DistributedError
 from densectx.resilience.failures import explained, lost_a_rank, reason_of, waited_for
 from densectx.resilience.heartbeat import FOLDER, Heartbeat, clear, condition
 from densectx.resilience.preemption import Preempted
-
-TIMEOUT: Final = "DENSECTX_TIMEOUT"
-"""Environment variable: seconds that a rank waits for the others in a collective."""
-
-START: Final = "DENSECTX_START_TIMEOUT"
-"""Environment variable: seconds within which all ranks have to meet."""
+from densectx.resilience.timeouts import START, TIMEOUT, collective_timeout, start_timeout
 
 _ENDING = 1.0  # seconds that a killed process has to disappear
-
-
-def collective_timeout() -> float:
-    """Seconds, 300 by default.
-
-    Raises:
-        ConfigError: the variable is no such number.
-    """
-    return _seconds(TIMEOUT, 300)
-
-
-def start_timeout(trainer: pl.Trainer) -> float:
-    """Seconds: 20 by default, 60 where this process starts the others, which have yet to import everything."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    starts = environment is not None and not environment.creates_processes_externally
-    return _seconds(START, 60 if starts else 20)
-
-
-def _seconds(name: str, usual: float) -> float:
-    given = os.environ.get(name) or usual
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < 1e6:
-        raise ConfigError(f"{name}: expected a number of seconds above 0, got {given!r} (environment variable).")
-    return seconds
 
 
 @final

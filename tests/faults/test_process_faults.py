@@ -144,6 +144,36 @@ def test_signals_save_and_the_run_goes_on_exactly(fork_server, folder, record_pr
     record_property("evidence", f"saved and left within {max(seconds):.1f} s of the signal")
 
 
+@pytest.mark.fault("T05")
+@pytest.mark.parametrize("limit", [["--trainer.max_steps=20"], ["--trainer.max_steps=-1", "--trainer.max_epochs=5"]])
+def test_a_validation_that_a_kill_came_before_is_done_when_the_run_goes_on(fork_server, folder, limit):
+    """Step 4 ends an epoch, 20 the run: every step is saved, and Lightning itself takes their validations for done."""
+    run, whole = folder / "runs" / "run" / "0", folder / "runs" / "whole" / "0"
+    checkpoints = "{class_path: densectx.checkpointing.Checkpoints, init_args: {every_n_steps: 1}}"
+    resume = ["--allow-import=faulty", *limit, "--resume=auto", "--allow-changed=trainer.callbacks"]
+
+    def job(name, training, validation):
+        sent = json.dumps({"training": training, "validation": validation})
+        callbacks = f"{EMA}, {{class_path: faulty.Signals, init_args: {sent}}}, {checkpoints}"
+        return start(fork_server, folder, name, *resume, f"--trainer.callbacks=[{callbacks}]")
+
+    undisturbed = job("whole", [], [])
+    for training, validation, status in (([], [[9, 4]], -9), ([[15, 6]], [], 143), ([], [[9, 20]], -9)):
+        (folder / "signal-9").unlink(missing_ok=True)
+        assert job("run", training, validation).wait() == [status]
+    steps = len(validations(run))
+    last = start(fork_server, folder, "run", *resume, f"--trainer.callbacks=[{EMA}, {checkpoints}]")
+    assert (last.wait(), undisturbed.wait()) == ([0], [0]), last.said()
+    assert steps == 4
+    assert "before the validation at step 20" in last.said()
+    assert validations(run) == validations(whole)
+    assert os.readlink(run / "checkpoints" / "best.ckpt") == os.readlink(whole / "checkpoints" / "best.ckpt")
+    assert same(weights(run)["state_dict"], weights(whole)["state_dict"])
+    again = start(fork_server, folder, "run", *resume, f"--trainer.callbacks=[{EMA}, {checkpoints}]")
+    assert again.wait() == [0]
+    assert "Nothing was trained: trainer.max_" in again.said()
+
+
 @pytest.mark.fault("T07")
 def test_changed_rates_are_in_the_file_of_a_validation_that_is_done_again(fork_server, folder):
     callback = "{class_path: faulty.Signals, init_args: {training: [[1, 13]], validation: [[15, 12]]}}"
@@ -367,7 +397,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(fork_server, fo
         assert "the loss of segmentation (cross_entropy) is not finite" in found["what"]
         assert all(re.search(r"\d", str(sample["name"])) for sample in samples)
         if status:
-            before, after = (torch.load(folder / name / f"{when}-0.pt") for when in ("before", "after"))
+            before, after = (torch.load(folder / name / f"loss-{when}-0.pt") for when in ("before", "after"))
             assert same(before, after)
             assert "not finite" in job.said()
         else:
