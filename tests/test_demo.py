@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -311,7 +312,8 @@ def test_answers_are_forgotten_though_nobody_asks(every_output, monkeypatch):
             await asyncio.wait([serving])
 
     try:
-        asyncio.run(serve())
+        with ThreadPoolExecutor(1) as pool:  # this thread may have the loop of a browser
+            pool.submit(asyncio.run, serve()).result()
     finally:
         served.queue.close(10)
 
