@@ -154,8 +154,8 @@ class GradNorm(Balancing):
 
     G_i = v_i * length of task i's gradient; v goes down the slope of sum_i |G_i - mean(G) r_i^alpha|, r_i = relative
     loss ratio L_i(t) / L_i(0) over its mean, mean(G) and r held, and is then scaled to a sum of T. The slope is
-    divided by mean(G), so that ``lr`` has no unit. L(0) is the task's first loss. L is
-    without the task's weight, so that a run may go on with another one.
+    divided by mean(G), so that ``lr`` has no unit. L(0) is the task's first loss; L is without the task's weight, so
+    that a run may go on with another one.
 
     Args:
         tasks: given by the model.

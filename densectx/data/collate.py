@@ -18,8 +18,8 @@ class Collate:
     """``[(source, sample)]`` to ``{source: collated sample}``.
 
     A label that only some samples of a source have is filled in for the others: integers with the source's
-    ``ignore_index``, floats with NaN. A key that no sample has stays absent; ``gray`` is always there,
-    of samples that do not say so whether their image has one channel.
+    ``ignore_index``, floats with NaN. A key that no sample has stays absent, but ``gray``: whether the image has one
+    channel, of samples that do not say.
 
     Args:
         infos: of every source.
