@@ -13,6 +13,7 @@ from densectx.backbones.base import Backbone, MarginBackbone
 from densectx.errors import ConfigError, unknown
 from densectx.nn.colour import grey
 from densectx.nn.context import Context
+from densectx.nn.modes import evaluating
 from densectx.nn.norm import NORMS, select, set_norm
 from densectx.nn.on_colour import luma_only, per_channel
 from densectx.nn.precision import full, no_autocast
@@ -231,13 +232,8 @@ class DenseModel(nn.Module):
         keys = self._keys(tasks)
         wanted = grouped(self.resolve(image, keys, options))
         batch, device = as_batch(image), next(self.parameters()).device
-        modes = {module: module.training for module in self.modules()}  # frozen parts have their own
-        self.eval()
-        try:
+        with evaluating(self):
             found = self._answers(keys, batch.to(device), wanted)
-        finally:
-            for module, training in modes.items():
-                module.training = training
         return {key: (y if image.ndim == 4 else y[0]).float().to(image.device) for key, y in found.items()}
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import nn
 from densectx.errors import ConfigError
 from densectx.model import DenseModel
 from densectx.nn.context import NoContext
+from densectx.nn.modes import evaluating
 from densectx.registry import CONTEXTS
 from densectx.types import SourceInfo, Spec
 
@@ -93,13 +94,9 @@ def _signed(model: DenseModel) -> bool:
     if not isinstance(model.projection, nn.Identity):
         last = model.projection[-1] if isinstance(model.projection, nn.Sequential) else model.projection
         return not isinstance(last, nn.ReLU)
-    modes = {module: module.training for module in model.modules()}
     place = next(model.backbone.parameters())
     side = _PROBE * model.stride
     picture = torch.rand(1, model.backbone.in_channels, side, side, generator=torch.Generator().manual_seed(0))
-    try:
-        features = model.eval().trunk(picture.to(place))[-1]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model):
+        features = model.trunk(picture.to(place))[-1]
     return bool((features < 0).any())

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.optimize import curve_fit
 from torch import Tensor, nn
 
+from densectx.nn.modes import evaluating
+
 SHARE = 1 - 0.9545
 """Of the largest value: what lies above it counts as effective, the two deviations of Luo et al."""
 
@@ -59,9 +61,7 @@ def effective_field(
     device, dtype = (torch.device("cpu"), torch.float32) if first is None else (first.device, first.dtype)
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(shape[2:], dtype=torch.float64)
-    modes = {part: part.training for part in module.modules()}  # frozen parts have their own
-    module.eval()
-    try:
+    with evaluating(module):
         for _ in range(math.ceil(samples / shape[0])):
             x = torch.rand(shape, generator=generator, dtype=dtype).to(device).requires_grad_()
             with torch.enable_grad():
@@ -70,9 +70,6 @@ def effective_field(
             signs = torch.randint(2, output.shape[:2], generator=generator).to(device, output.dtype) * 2 - 1
             (gradient,) = torch.autograd.grad((output[..., row, column] * signs).sum(), x)
             total += gradient.double().abs().sum((0, 1)).cpu()
-    finally:
-        for part, training in modes.items():
-            part.training = training
     values = total.numpy()
     values = values / values.max() if values.max() > 0 else values
     area = int((values > SHARE).sum())
