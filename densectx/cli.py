@@ -10,8 +10,9 @@ import traceback
 from typing import NoReturn
 
 import densectx
+from densectx.data.workers import innermost
 from densectx.errors import ConfigError, DensectxError, unknown
-from densectx.parsing import Parser
+from densectx.parsing import STATUSES, Parser
 
 COMMANDS = {
     "fit": "train",
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     except DensectxError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        sys.stderr.write(f"densectx: error: {error}\n")
+        sys.stderr.write(f"densectx: error: {innermost(error)}\n")
         return error.status
     except KeyboardInterrupt:
         return 130
@@ -149,6 +150,7 @@ def _help() -> str:
             "commands:",
             *lines,
             "",
+            STATUSES,
             "`densectx COMMAND --help` describes a command; --debug prints the traceback of an error; --version.\n",
         ]
     )

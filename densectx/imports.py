@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,17 @@ def attribute_of(target: str) -> Any:
     """``"package.module:Attr"``, imported."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def child_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    """A command and an environment that start this Python again, where the same can be imported.
+
+    Args:
+        arguments: of Python, such as ``-m densectx``.
+    """
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    # -P: the working directory may hold any difflib.py, and would come first
+    return [sys.executable, "-P", *arguments], {**os.environ, "PYTHONPATH": path}
 
 
 def reason(error: BaseException) -> str:

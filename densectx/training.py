@@ -28,8 +28,9 @@ from densectx.classpaths import check_class_paths
 from densectx.config import Composed, check_keys, compose, dump
 from densectx.data import fingerprint
 from densectx.data.module import DATA_KEYS, DataModule
+from densectx.data.workers import innermost
 from densectx.distributions import how_to_install
-from densectx.errors import ConfigError, DataError, DensectxError, PluginError, StorageError
+from densectx.errors import ConfigError, DensectxError, PluginError, StorageError
 from densectx.limits import time_gone
 from densectx.module import DenseModule
 from densectx.precision import emulated, native_precision
@@ -157,10 +158,8 @@ def main(command: str, argv: Sequence[str]) -> int:
         raise StorageError(f"{error.filename or folder}: cannot be written: {error.strerror}; free space.") from error
     except MisconfigurationException as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    except DataError as error:
-        raise DataError(_innermost(str(error))) from error
     except ConfigError as error:
-        raise ConfigError(_located(_innermost(str(error)), composed)) from error
+        raise ConfigError(_located(innermost(error), composed)) from error
     except DensectxError:
         raise
     except Exception as error:  # the death of a loader process may come wrapped in anything
@@ -356,10 +355,3 @@ def _located(message: str, composed: Composed) -> str:
     origins = dict.fromkeys(composed.where(key) for key in named or [match.group(), *below])
     origin = "flag" if named and "flag" in origins else ", ".join(filter(None, origins))  # what was changed last
     return message if not origin or origin in message else f"{message} ({origin})"
-
-
-def _innermost(message: str) -> str:
-    """The message itself where a loader's worker wrapped it in a traceback."""
-    if "Original Traceback" not in message:
-        return message
-    return message.rpartition("Error: ")[2].strip()

@@ -15,6 +15,7 @@ import torch
 
 import densectx
 from densectx.cli import COMMANDS, main
+from densectx.parsing import STATUSES
 from densectx.registry import REGISTRIES
 
 ROOT = Path(__file__).parents[1]
@@ -264,10 +265,42 @@ def test_show(run, distribute):
         status, out, _ = run("show", kind, "edges")
         assert status == 0
         assert out == (
-            "task edges\nfrom plug-a 1.0 (plug_a:Task)\n\noptions:\n  features  (no default)\n  weight: float = 1.0\n"
+            "task edges\nfrom plug-a 1.0 (plug_a:Task)\n\noptions:\n  weight: float = 1.0\n"
             "  mode = 'a'\n\nA task of a plugin.\n"
         )
     assert "(densectx.nn.context:basic)" in run("show", "contexts", "basic")[1]
+
+
+def test_every_exit_status_is_told(run):
+    from densectx import errors
+
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.DensectxError):
+            assert re.search(rf"\b{error.status} \w", STATUSES), error
+    assert STATUSES in run("fit", "--help")[1]
+
+
+def test_what_no_config_may_set_is_not_shown(run):
+    for kind, name, kept, runtime in [
+        ("tasks", "denoising", "sigma", ("features", "in_channels", "info")),
+        ("datasets", "folder", "root", ("split",)),
+        ("heads", "decoder", "width", ("features", "in_channels", "out_channels", "scale", "residual")),
+        ("losses", "cross_entropy", "label_smoothing", ("ignore_index", "classes")),
+        ("balancing", "gradnorm", "alpha", ("tasks",)),
+    ]:
+        out = run("show", kind, name)[1]
+        assert len(re.findall(rf"^ +{kept}: ", out, re.MULTILINE)) == 2, "as an option and in the documentation"
+        assert not re.search(rf"^ +({'|'.join(runtime)}): ", out, re.MULTILINE)
+    assert "Args:" not in run("show", "contexts", "none")[1]
+
+
+def test_tables_of_the_documentation_stay_aligned(run):
+    lines = run("show", "tasks", "segmentation")[1].splitlines()
+    first, _, last = (number for number, line in enumerate(lines) if line.startswith("===="))
+    starts = [match.start() for match in re.finditer("=+", lines[first])]
+    for line in lines[first + 1 : last]:
+        assert all(line[start - 2 : start].strip() == "" for start in starts[1:]), line
+        assert all(line[start] != " " for start in starts[1:]), line
 
 
 def test_methods_of_balancing_are_listed_and_shown(run):

@@ -1,5 +1,6 @@
 """The readers of folders, on files written here and, where it is, on real data."""
 
+import errno
 import json
 import os
 import pickle
@@ -136,6 +137,28 @@ def test_folder_errors_name_the_path(tree):
             len(dataset)
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch):
+    scandir = os.scandir
+
+    def denied(path):
+        if os.path.basename(path) == "deep":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    (tree / "train/deep").mkdir()
+    monkeypatch.setattr(os, "scandir", denied)  # nothing is denied to root
+    with pytest.raises(DataError, match=r"train/deep: the folder cannot be listed: Permission denied"):
+        len(Folder(str(tree), split="train"))
+
+
+@pytest.mark.parametrize("where", ["root", "split"])
+def test_a_folder_out_of_reach_is_named(tree, where):
+    far = "x" * 300  # which the system refuses to look up, as it does below a folder that may not be entered
+    root = tree / far if where == "root" else tree
+    with pytest.raises(DataError, match="xxx: cannot be opened: File name too long"):
+        len(Folder(str(root), split="train", splits={"train": {"from": [far]}}))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -236,6 +259,20 @@ def test_ids_must_be_known(pairs):
     assert ImageMask(str(pairs), split="train", **LAYOUT)[0]["mask"].unique().tolist() == [0, 255]
     with pytest.raises(DataError, match=r"255 \(6 pixels\); known are 0..2 and ignore_index 7"):
         ImageMask(str(pairs), split="train", ignore_index=7, **LAYOUT)[0]
+
+
+def test_no_class_is_unlabelled_unless_somebody_says_so():
+    def ignored(count, **options):
+        classes = [f"c{i}" for i in range(count)]
+        return ImageMask("nowhere", split="train", **{**LAYOUT, "classes": classes, **options}).info.ignore_index
+
+    assert ignored(255) == 255
+    with pytest.raises(ConfigError, match=r"ignore_index: 255, the default, is the id of class 'c255'.* such as 300"):
+        ignored(300)
+    assert ignored(11, preset="camvid") == 11
+    with pytest.raises(ConfigError, match=r"ignore_index: 11, that of the preset, is .* class 'c11'.* such as 255"):
+        ignored(32, preset="camvid")
+    assert ignored(32, preset="camvid", ignore_index=0) == 0
 
 
 def annotations(maps):
@@ -378,6 +415,9 @@ def test_a_mask_a_class(tmp_path):
     assert set(sample) == {"image", "gray", "target"}
     assert torch.equal(sample["target"], torch.from_numpy(holds).float())
     assert (dataset.info.keys, dataset.info.target, len(dataset.info.classes)) == (("image", "target"), "labels", 3)
+    assert (0, 0, 0) not in dataset.info.palette, "a class that nobody would see"
+    many = {**layout, "classes": [f"c{i}" for i in range(300)]}  # there are no ids, so none that means unlabelled
+    assert len(ImageMask(str(tmp_path), split="train", **many).info.classes) == 300
     (tmp_path / "labels/y/train/a.png").rename(tmp_path / "labels/y/train/b.png")
     with pytest.raises(DataError, match=r"a.jpg: no label file 'a' .* in .*labels/y/train"):
         len(ImageMask(str(tmp_path), split="train", **layout))

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -12,7 +13,7 @@ from densectx.cli import main
 from densectx.doctor.cluster import cluster
 from densectx.doctor.findings import worst
 from densectx.doctor.group import Place, joined
-from densectx.doctor.machine import disk, shared_memory
+from densectx.doctor.machine import disk, packages, shared_memory, threads
 from densectx.errors import DistributedError
 
 
@@ -47,10 +48,32 @@ def test_a_folder_that_cannot_be_written_is_a_problem_of_storage(capsys):
         ({"GLOO_SOCKET_IFNAME": "lo"}, set()),
         ({"SLURM_NTASKS": "3", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "2"}, {"SLURM_NTASKS"}),
         ({"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "2"}, set()),
+        ({"SLURM_NTASKS": "2x", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "2"}, {"SLURM_NTASKS"}),
+        ({"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_NUM_NODES": "b"}, {"SLURM_JOB_NUM_NODES"}),
+        ({"LOCAL_WORLD_SIZE": "abc"}, {"LOCAL_WORLD_SIZE"}),
     ],
 )
 def test_variables_that_contradict_each_other(environment, expected):
     assert problems(environment) == expected
+
+
+def test_a_number_of_processes_that_is_none_counts_as_one(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "abc")
+    assert "for each of 1 process on" in threads().text
+
+
+def test_a_folder_out_of_reach_is_a_problem_of_storage(tmp_path):
+    found = disk(tmp_path / ("x" * 300))  # not looked up, as below a folder that may not be entered
+    assert (found.level, found.status) == ("problem", 8)
+    assert found.text.endswith("xxx: cannot be written: File name too long")
+
+
+def test_a_source_tree_without_metadata_is_a_warning(monkeypatch):
+    def requires(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("densectx.doctor.machine.requires", requires)
+    assert packages().level == "warning"
 
 
 def test_every_problem_has_a_fix_and_a_status():

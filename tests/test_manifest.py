@@ -81,6 +81,8 @@ def test_a_file_a_split_and_another_root(folder):
         assert dataset[0]["image"].shape == (3, 4, 6)
     with pytest.raises(DataError, match=r"test.csv: the manifest cannot be read: No such file"):
         len(Manifest(str(folder / "lists/{split}.csv"), split="test"))
+    with pytest.raises(DataError, match=r"xxx: the manifest cannot be read: File name too long"):
+        len(Manifest(str(folder / ("x" * 300)), split="train", root="."))
 
 
 def test_a_flipped_byte_is_found_by_the_checksum(folder):

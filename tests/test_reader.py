@@ -163,6 +163,14 @@ def test_transparent_colours_are_white(tmp_path):
     bits = Image.fromarray(np.array([[0, 1]], bool))
     image, gray = read_image(saved(tmp_path / "1.png", bits, transparency=0))
     assert (image[0] * 255).round().int().tolist() == [[255, 255]]
+    path = tmp_path / "low.png"
+    for depth in (1, 2, 4):
+        ids = np.array([[0, 1]])
+        path.write_bytes(png(ids, 0, depth, chunks=[(b"tRNS", struct.pack(">H", 1))]))
+        assert read_image(path, 1)[0].flatten().tolist() == [0, 1], depth
+        assert read_mask(path).tolist() == ids.tolist()
+        with pytest.raises(DataError, match="has transparent pixels"):
+            read_colours(path)
     path = tmp_path / "deep.png"
     path.write_bytes(png(RNG.integers(0, 65536, (2, 2, 3)), 2, 16, chunks=[(b"tRNS", struct.pack(">HHH", 1, 2, 3))]))
     with pytest.raises(DataError, match="transparent colour in 16-bit"):
@@ -257,6 +265,21 @@ def test_masks_with_colours_are_refused(tmp_path, mode, extension):
 def test_lossy_masks_are_refused(tmp_path):
     with pytest.raises(DataError, match="JPEG file cannot hold class ids"):
         read_mask(saved(tmp_path / "m.jpg", Image.fromarray(GRAY)))
+
+
+def test_lossy_tiffs_are_no_labels(tmp_path):
+    path = saved(tmp_path / "m.tif", Image.fromarray(GRAY), compression="jpeg")
+    assert read_image(path)[1]
+    for read in (read_mask, read_field, read_two_levels, read_colours):
+        with pytest.raises(DataError, match=r"m.tif: a TIFF compressed as JPEG, .* cannot hold labels"):
+            read(path)
+    imwrite(path, GRAY.astype(np.int32), compression="zlib")
+    read_mask(path)
+    with TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[259].overwrite(34712)
+    for read in (read_mask, read_field):
+        with pytest.raises(DataError, match=r"m.tif: a TIFF compressed as JPEG2000"):
+            read(path)
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask])
@@ -481,6 +504,30 @@ def test_a_fourth_sample_without_meaning_is_refused(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("extra", ["unassalpha", "unspecified", None])
+def test_a_sample_beside_the_colours_is_alpha_if_the_file_says_so(tmp_path, colours, extra):
+    path, pixels = tmp_path / "a.tif", RNG.integers(0, 256, (5, 7, colours + 1), dtype=np.uint8)
+    photometric = "rgb" if colours == 3 else "minisblack"
+    imwrite(path, pixels, photometric=photometric, planarconfig="contig", extrasamples=[extra or "unspecified"])
+    if extra is None:  # as others write it
+        with TiffFile(path, mode="r+") as file:
+            file.filehandle.seek(file.pages[0].tags[338].offset)
+            file.filehandle.write(struct.pack("<H", 65000))  # a private tag
+    elif extra == "unassalpha":
+        alpha = pixels[..., -1:] / 255
+        expected = chw(pixels[..., :-1] / 255 * alpha + 1 - alpha, 1).expand(3, -1, -1)
+        torch.testing.assert_close(read_image(path)[0], expected, rtol=0, atol=1e-6)
+        return
+    for read in (read_image, read_colours):
+        with pytest.raises(DataError, match=r"a\.tif"):
+            read(path)
+    if colours == 3:
+        with pytest.raises(DataError, match=r"has 4 channels.* not declared as alpha.* set 'channels' to 4"):
+            read_image(path)
+        torch.testing.assert_close(read_image(path, 4)[0], chw(pixels), rtol=0, atol=1e-7)
+
+
 def test_inverted_and_turned_tiffs(tmp_path):
     pixels = RNG.random((5, 7)).astype(np.float32)
     imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
@@ -497,6 +544,16 @@ def windows_of(path, value_range=None):
     """A whole file, gray or of 1 channel, by windows."""
     file = WindowedFile(path, 3, value_range)
     return file.read(slice(0, file.shape[1]), slice(0, file.shape[2]))
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(2, "uint8"), (4, "uint8"), (12, "uint16")])
+def test_packed_bits_have_no_white_of_their_own(tmp_path, bits, dtype):
+    imwrite(tmp_path / "a.tif", np.ones((5, 8), dtype))
+    with TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags[258].overwrite(bits)
+    with pytest.raises(DataError, match=f"a.tif: holds {dtype} up to {2**bits - 1}, which has no white of its own"):
+        WindowedFile(tmp_path / "a.tif")
+    assert WindowedFile(tmp_path / "a.tif", value_range=(0, 2**bits - 1)).shape == (1, 5, 8)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])

@@ -54,6 +54,13 @@ def test_ratios_hold_in_every_cycle_and_sources_are_spread(spec, start):
         assert all(abs(taken[:count].count(s) - n * count / period) < 3 for s, n in times.items())
 
 
+@pytest.mark.parametrize("temperature", [0.01, 1e-6])
+def test_low_temperatures_leave_the_longest_source(temperature):
+    sampling = make_sampling({"name": "temperature", "temperature": temperature}, LENGTHS)
+    taken = Counter(source for step in range(1002) for source in sampling.chosen(step))
+    assert taken == {"a": 1000, "b": 1, "c": 1}  # every source is shown
+
+
 @pytest.mark.parametrize("temperature", [1, 2, 5, float("inf")])
 def test_temperature_makes_shares_even(temperature):
     sampling = make_sampling({"name": "temperature", "temperature": temperature}, LENGTHS)

@@ -23,6 +23,7 @@ from densectx.types import SourceInfo
 
 MASKS = SourceInfo(classes=("road", "car", "sky"), keys=("image", "mask"))
 TWO = SourceInfo(classes=("background", "crack"), keys=("image", "mask"))
+MANY = SourceInfo(classes=tuple(map(str, range(300))), keys=("image", "mask"))
 LABELS = SourceInfo(classes=("road", "car", "wet"), keys=("image", "target"), target="labels")
 INFOS = {"multiclass": MASKS, "binary": TWO, "multilabel": LABELS}
 
@@ -141,6 +142,7 @@ def test_batch_without_labels_costs_nothing(mode):
         ("multiclas", MASKS, {}, "expected 'multiclass' or 'binary' or 'multilabel', got 'multiclas'"),
         ("multiclass", MASKS, {"boundary": 2}, "boundary 2 .*0.02"),
         ("binary", TWO, {"loss": {"name": "bce", "pos_weight": [1, 2]}}, "2 pos_weights for 1"),
+        ("multiclass", MANY, {}, "ignore_index 255 is the id of class '255', .* must give another, such as 300"),
     ],
 )
 def test_unfit_modes_are_refused(mode, info, options, message):

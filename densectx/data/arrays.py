@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tifffile import TiffFile, TiffPage
+from tifffile import COMPRESSION, TiffFile, TiffPage
 
 from densectx.data.blob import Blob, Source, size_of, stream, suffix_of
 from densectx.data.limits import check_size
@@ -25,6 +25,15 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF 6.0 and BigTIFF
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2  # TIFF 6.0, PhotometricInterpretation
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # TIFF 6.0, ExtraSamples
 _LZMA = 34925
+_LOSSY = frozenset(  # some can be lossless too, which a header does not tell
+    {
+        *(COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_99, COMPRESSION.ALT_JPEG, COMPRESSION.JPEG_LOSSY),
+        *(COMPRESSION.JPEG2000, COMPRESSION.JPEG_2000_LOSSY),
+        *(COMPRESSION.APERIO_JP2000_YCBC, COMPRESSION.APERIO_JP2000_RGB),
+        *(COMPRESSION.JPEGXR, COMPRESSION.JPEGXR_NDPI, COMPRESSION.JPEGXL, COMPRESSION.JPEGXL_DNG),
+        *(COMPRESSION.WEBP, COMPRESSION.WEBP_DEPRECATED),
+    }
+)
 _REDUCED = 64  # pages beside those of the image that are looked through: smaller copies of it
 _UNPACK: dict[int, Callable[[], Any]] = {  # TIFF's number of a compression -> one that stops where it is told to
     8: zlib.decompressobj,
@@ -80,7 +89,20 @@ def kind_of(path: Source) -> str:
         return "other"
 
 
-def read_stored(path: Source, channels: Collection[int] = (1,)) -> Stored:
+def refuse_lossy(path: Source, compression: int) -> None:
+    """Refuse a TIFF as a label by its number of a compression.
+
+    Raises:
+        DataError: it keeps values approximately.
+    """
+    if compression in _LOSSY:
+        raise DataError(
+            f"{path}: a TIFF compressed as {COMPRESSION(compression).name}, whose values are approximate, cannot hold"
+            " labels; store it uncompressed or with deflate."
+        )
+
+
+def read_stored(path: Source, channels: Collection[int] = (1,), *, exact: bool = False) -> Stored:
     """All numbers of a TIFF or ``.npy`` file.
 
     A TIFF has its channels as samples of one page (interleaved or planar), or as pages of one sample each; reduced
@@ -90,12 +112,13 @@ def read_stored(path: Source, channels: Collection[int] = (1,)) -> Stored:
     Args:
         path: the file.
         channels: numbers of channels that are expected, alpha not counted; with several a TIFF must be a single page.
+        exact: whether a TIFF of a lossy compression is refused.
 
     Raises:
         DataError: missing, damaged, truncated, too large, or of a layout that is not read.
     """
     with _opened(path):
-        return _npy(path, channels) if suffix_of(path) == ".npy" else _tiff(path, channels)
+        return _npy(path, channels) if suffix_of(path) == ".npy" else _tiff(path, channels, exact)
 
 
 @contextmanager
@@ -152,10 +175,10 @@ def mapped(path: Source) -> NDArray[Any]:
         )
 
 
-def _tiff(path: Source, channels: Collection[int]) -> Stored:
+def _tiff(path: Source, channels: Collection[int], exact: bool) -> Stored:
     with stream(path) as file, TiffFile(file) as tiff:
         first = _page(tiff.pages.first)
-        _check_page(path, first)
+        _check_page(path, first, exact)
         pages = [first]
         for number, other in enumerate(map(_page, tiff.pages)):
             if number > max(channels) + _REDUCED:  # a damaged file may lead in circles for ever
@@ -169,7 +192,7 @@ def _tiff(path: Source, channels: Collection[int]) -> Stored:
                     f"{path}: page {number + 1} is {_shape(other)} but page 1 is {_shape(first)}; pages that are"
                     " channels of one image must be alike."
                 )
-            _check_page(path, other)
+            _check_page(path, other, exact)
             pages.append(other)
         samples = first.shaped[0] * first.shaped[4]
         if len(pages) > 1 and samples > 1:
@@ -206,8 +229,10 @@ def _values(page: TiffPage) -> NDArray[Any]:
     return stored.transpose(0, 3, 1, 2).reshape(planes * samples, height, width)
 
 
-def _check_page(path: Source, page: TiffPage) -> None:
+def _check_page(path: Source, page: TiffPage, exact: bool) -> None:
     """Refuse a header that lies: tifffile fills what is missing with zeros."""
+    if exact:
+        refuse_lossy(path, page.compression)
     if not all(isinstance(size, int) for size in (*page.shaped, *page.chunked)):  # tags of any type are taken over
         raise DataError(f"{path}: damaged (a size that is no number); replace the file.")
     if page.dtype is None or page.dtype.kind not in "uif":

@@ -104,7 +104,7 @@ def size_of_file(path: str) -> tuple[int, int]:
         DataError: the file cannot be opened.
     """
     with opened(path) as image:
-        turned = image.getexif().get(ORIENTATION, 1) in _TURNED
+        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) in _TURNED  # Pillow turns those
         return (image.width, image.height) if turned else (image.height, image.width)
 
 

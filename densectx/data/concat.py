@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, final
@@ -14,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from densectx.data.base import Dataset, FromFiles, Located, Split
 from densectx.errors import ConfigError, DataError
 from densectx.registry import DATASETS
-from densectx.types import Sample, SourceInfo
+from densectx.types import Sample
 
 _ALIKE = ("channels", "classes", "ignore_index", "target", "scale")
 
@@ -48,15 +49,10 @@ class Concat(Dataset):
                 first, other = getattr(infos[0], key), getattr(info, key)
                 if first != other:
                     raise ConfigError(f"parts.{number}: its {key} {other!r} differ from those of parts.0, {first!r}.")
-        self.info = SourceInfo(
-            channels=infos[0].channels,
-            classes=infos[0].classes,
-            palette=infos[0].palette,
-            ignore_index=infos[0].ignore_index,
+        self.info = replace(
+            infos[0],
             keys=tuple(dict.fromkeys(key for info in infos for key in info.keys)),
             size=infos[0].size if len({info.size for info in infos}) == 1 else None,
-            target=infos[0].target,
-            scale=infos[0].scale,
             value_range=infos[0].value_range if len({info.value_range for info in infos}) == 1 else None,
         )
 

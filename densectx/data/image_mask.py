@@ -61,8 +61,9 @@ class ImageMask(Dataset):
         suffixes: ``{images: ..., masks: ..., boundaries: ..., targets: ...}``, ends of the stems that are no part of
             what is matched; files without are left out.
         classes: class names, index = id; needed with masks.
-        palette: one (R, G, B) in 0..255 a class; default PASCAL VOC's colours.
-        ignore_index: id of unlabelled pixels, default 255.
+        palette: one (R, G, B) in 0..255 a class; default PASCAL VOC's colours, with ``{class}`` without
+            its first, black.
+        ignore_index: id of unlabelled pixels, default 255; one that nobody gave and that a class has is refused.
         remap: ``{id or class name of the files: class name, id or "ignore"}``; ``"*"`` names all others, without it
             an id that is not named is refused, or, where classes of the preset are named, means there what it means in
             the preset.
@@ -128,7 +129,7 @@ class ImageMask(Dataset):
         self.mask_extensions = base.get("mask_extensions", EXTENSIONS) if masks is None else EXTENSIONS
         self.selection = listing.selections(base.get("splits"), splits)[split]
         self.fields = Fields(target_scale, invalid, target_channels)
-        self.masks, colours = class_masks(base, classes, palette, ignore_index, remap, colors)
+        self.masks, colours = class_masks(base, classes, palette, ignore_index, remap, colors, multilabel=multilabel)
         if "masks" in self.folders and not self.masks.classes:
             raise ConfigError("image_mask with 'masks' needs 'classes': the class names in the order of their ids.")
         self.info = SourceInfo(

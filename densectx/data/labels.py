@@ -14,17 +14,16 @@ from PIL import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from densectx.data.arrays import kind_of, read_stored
+from densectx.data.arrays import kind_of, read_stored, refuse_lossy
 from densectx.data.blob import Source
 from densectx.data.limits import check_size
 from densectx.data.matlab import read_variable
-from densectx.data.pillow import ORIENTATION, opened, storage, unknown_mode
+from densectx.data.pillow import ORIENTATION, STRETCHED, check_samples, opened, storage, unknown_mode
 from densectx.errors import DataError
 
 _MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I;16N")
-_MASK_STEP = {"L;2": 85, "L;4": 17}  # Pillow stretches gray files of 2 and 4 bits to 0..255
 _INTEGER_TIFF = re.compile(r"int\d+ x |uint(32|64) x ")  # kinds that Pillow has no mode of ids for
-_PHOTOMETRIC, _MIN_IS_WHITE = 262, 0  # TIFF 6.0
+_COMPRESSION, _PHOTOMETRIC, _MIN_IS_WHITE = 259, 262, 0  # TIFF 6.0
 _TURNED = range(2, 9)  # EXIF orientations; 1 is upright, other values mean nothing
 
 
@@ -53,7 +52,7 @@ def read_mask(path: Source) -> Tensor:
                 unknown_mode(path, image, raw, f"{', '.join(_MASK_MODES[:4])}: ids as palette indices or gray values")
             )
         image.load()
-        return torch.from_numpy(np.asarray(image).astype(np.int64)) // _MASK_STEP.get(raw, 1)
+        return torch.from_numpy(np.asarray(image).astype(np.int64)) // STRETCHED.get(raw, 1)
 
 
 def read_colours(path: Source) -> NDArray[np.uint8]:
@@ -92,7 +91,7 @@ def read_field(path: Source, channels: int = 1) -> Tensor:
 
 def _values(path: Source, channels: int = 1) -> NDArray[Any]:
     """(channels, H, W), as stored."""
-    stored = read_stored(path, (channels,))
+    stored = read_stored(path, (channels,), exact=True)
     if len(stored.values) != channels:
         raise DataError(f"{path}: has {len(stored.values)} channels, expected {channels}.")
     if stored.orientation in _TURNED or stored.inverted:
@@ -113,6 +112,9 @@ def _lossless(path: Source) -> Iterator[tuple[ImageFile.ImageFile, str, int]]:
             raise DataError(
                 f"{path}: a JPEG file cannot hold class ids, its values are approximate; store masks as PNG."
             )
+        if isinstance(image, TiffImageFile):
+            refuse_lossy(path, image.tag_v2.get(_COMPRESSION, 1))
+        check_samples(path, image)
         raw, maximum = storage(image)  # before the tags are read, which may load the file
         orientation = image.getexif().get(ORIENTATION, 1)
         if orientation in _TURNED:

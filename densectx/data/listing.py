@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from densectx.data.reader import ARRAY_EXTENSIONS, EXTENSIONS
 from densectx.errors import ConfigError, DataError, suggest
 
 SPLITS = ("train", "val", "test")
 _KEYS = ("from", "include", "labels")
+_MISSING = "no such folder"
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,32 @@ def check_root(root: Path, key_path: str) -> None:
         key_path: of the data set, see :class:`densectx.data.base.Dataset`.
 
     Raises:
-        DataError: it is missing, or no folder.
+        DataError: it is missing, no folder, or out of reach.
     """
-    if not root.is_dir():
-        said = "is not a folder" if root.exists() else f"no such folder{where_to_look(root)}"
-        raise DataError(f"{root}: {said}.", "root").within(key_path)
+    if said := _no_folder(root):
+        more = where_to_look(root) if said == _MISSING else ""
+        raise DataError(f"{root}: {said}{more}.", "root").within(key_path)
+
+
+def _no_folder(path: Path) -> str:
+    """Why a path is none, empty if it is one."""
+    if missing(path):
+        return _MISSING
+    try:
+        return "" if stat.S_ISDIR(os.stat(path).st_mode) else "is not a folder"
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+
+
+def missing(path: Path) -> bool:
+    """Whether nothing has that name; false where that cannot be known, as below a folder that may not be entered."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    except ValueError:  # a name with NUL
+        return True
+    return False
 
 
 def where_to_look(path: Path) -> str:
@@ -124,7 +147,7 @@ def files(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> list[Path]:
     """Files below a folder with one of the extensions (lower case), sorted; hidden files and folders are left out.
 
     Raises:
-        DataError: the folder is missing or has no such file.
+        DataError: the folder is missing or has no such file, or it or one below it cannot be listed.
     """
     return [folder / name for name in names(folder, extensions)]
 
@@ -161,10 +184,10 @@ def names(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> list[str]:
     Raises:
         DataError: as :func:`files`.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {'is not a folder' if folder.exists() else 'no such folder'}.")
+    if said := _no_folder(folder):
+        raise DataError(f"{folder}: {said}.")
     wanted, seen, found = set(extensions), {os.path.realpath(folder)}, []
-    for parent, folders, here in os.walk(folder, followlinks=True):
+    for parent, folders, here in os.walk(folder, onerror=_unlistable, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         # links may lead back to where we were, or to a folder beside them, which counts under its own name
         for name in sorted(folders, key=lambda name: os.path.islink(os.path.join(parent, name))):
@@ -178,6 +201,11 @@ def names(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> list[str]:
     if not found:
         raise DataError(f"{folder}: no file with one of the extensions {' '.join(sorted(wanted))}.")
     return sorted(found)
+
+
+def _unlistable(error: OSError) -> NoReturn:
+    """Else a folder that may not be read would be left out without a word."""
+    raise DataError(f"{error.filename}: the folder cannot be listed: {error.strerror}; make it readable, or move it.")
 
 
 def listed(path: Path, images: Mapping[str, str], suffix: str = "") -> list[str]:

@@ -18,7 +18,7 @@ from densectx.data.cache import content_digest
 from densectx.data.fields import Fields
 from densectx.data.files import Files
 from densectx.data.limits import check_same_size
-from densectx.data.listing import SPLITS, where_to_look
+from densectx.data.listing import SPLITS, missing, where_to_look
 from densectx.data.remap import class_masks
 from densectx.errors import ConfigError, DataError, suggest
 from densectx.types import Sample, SourceInfo
@@ -61,7 +61,7 @@ class Manifest(Dataset):
         invalid: number in maps that means unknown; becomes NaN.
         classes: class names, index = id; needed with masks.
         palette: one (R, G, B) in 0..255 a class; default PASCAL VOC's colours.
-        ignore_index: id of unlabelled pixels, default 255.
+        ignore_index: id of unlabelled pixels, default 255; one that nobody gave and that a class has is refused.
         remap: see :class:`densectx.data.image_mask.ImageMask`.
         colors: see there.
         channels: of the images: 3, 1 or N, see :func:`densectx.data.reader.read_image`.
@@ -116,7 +116,7 @@ class Manifest(Dataset):
 
     @cached_property
     def _rows(self) -> list[_Row]:
-        if not self.file.exists():
+        if missing(self.file):
             said = f"the manifest cannot be read: No such file{where_to_look(self.file)}"
             raise DataError(f"{self.file}: {said}.", "file").within(self.key_path)
         lines = _table(self.file)

@@ -70,7 +70,7 @@ class DataModule(pl.LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         steps_per_epoch: int | None = None,
-        on_corrupt: Literal["error", "skip"] = "error",
+        on_corrupt: OnCorrupt = "error",
         timeout: float = WORKER_TIMEOUT,
     ) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class DataModule(pl.LightningDataModule):
         check_sampling(sampling, list(sources))
         _one_of(on_corrupt, get_args(OnCorrupt), "data.on_corrupt")
         self.sampling = sampling
-        self.on_corrupt: OnCorrupt = on_corrupt
+        self.on_corrupt = on_corrupt
         self.num_workers = whole(num_workers, "data.num_workers", least=0)
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
             raise ConfigError(f"data.timeout: expected a number of seconds above 0, got {timeout!r}.")
@@ -257,7 +257,10 @@ def _taken(old: Mapping[str, int], before: int, now: int, sizes: Mapping[str, in
         )
     if before == now:
         return ""
-    return f"{said}: the same samples in the same order; equal but for rounding (and dropout, which each rank draws)."
+    return (
+        f"{said}: the same samples in the same order; equal but for rounding (and for batch norm and dropout, which"
+        " each rank does by itself)."
+    )
 
 
 DATA_KEYS: Final[frozenset[str]] = frozenset(inspect.signature(DataModule).parameters) - {"seed"}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from densectx.data.blob import Source, stream
@@ -34,10 +35,14 @@ _MODES: dict[str, tuple[str, int]] = {  # Pillow mode -> (mode it is converted t
     "I;16L": ("I;16L", 65535),
     "I;16N": ("I;16N", 65535),
 }
+STRETCHED = {"L;2": 85, "L;4": 17}
+"""Raw modes of gray files whose values Pillow multiplies, so that white is 255."""
+
 _WITH_ALPHA = {"1": "LA", "L": "LA", "LA": "LA", "P": "RGBA", "RGB": "RGBA", "RGBA": "RGBA"}
 ORIENTATION = 274  # EXIF tag
-_SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH = 277, 284, 322, 323  # TIFF 6.0
+_SAMPLES, _PLANAR, _TILE_WIDTH, _TILE_LENGTH, _EXTRA = 277, 284, 322, 323, 338  # TIFF 6.0
 _SEPARATE = 2  # TIFF 6.0, PlanarConfiguration
+_ALPHA = ((1,), (2,))  # TIFF 6.0, ExtraSamples: associated, unassociated
 
 
 def picture(path: Source) -> tuple[Tensor, int]:
@@ -53,6 +58,7 @@ def picture(path: Source) -> tuple[Tensor, int]:
             raise DataError(
                 unknown_mode(path, image, raw, "no transparent colour in 16-bit files; use an alpha channel")
             )
+        check_samples(path, image)
         image.load()
         orientation = image.getexif().get(ORIENTATION, 1)  # after load(): Pillow has turned a TIFF already
         pixels = _deep_png(path, raw) if deep else _pixels(image)
@@ -70,6 +76,7 @@ def opened(path: Source) -> Iterator[ImageFile.ImageFile]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
             with stream(path) as file, Image.open(file, formats=FORMATS) as image:
                 _check_header(path, image)
+                _stretch_transparent(image)
                 yield image
     except (DataError, MemoryError):
         raise
@@ -104,6 +111,34 @@ def _check_parts(path: Source, image: ImageFile.ImageFile) -> None:
         stored = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
         if stored < planes * image.width * image.height:
             raise DataError(f"{path}: damaged or truncated (parts of the image are missing); replace the file.")
+
+
+def check_samples(path: Source, image: ImageFile.ImageFile) -> None:
+    """Refuse a TIFF with more than colours and alpha, such as near infrared.
+
+    Pillow leaves a sample out that is declared as something else, and takes one for alpha that is not declared.
+
+    Raises:
+        DataError: it has one.
+    """
+    if not isinstance(image, TiffImageFile):
+        return
+    bands = image.getbands()
+    samples, extra = image.tag_v2.get(_SAMPLES, len(bands)), image.tag_v2.get(_EXTRA, ())
+    if samples != len(bands) or (bands[-1] in ("A", "a") and extra not in _ALPHA):
+        raise DataError(
+            f"{path}: has {samples} channels, and what is beside its colours is not declared as alpha (ExtraSamples 1"
+            f" or 2); store it without, or set 'channels' to {samples} to take all as they are."
+        )
+
+
+def _stretch_transparent(image: ImageFile.ImageFile) -> None:
+    """Give the transparent value of a gray PNG in the numbers that Pillow makes of its pixels: it forgets that."""
+    value = image.info.get("transparency")
+    if image.mode == "1" and value:
+        image.info["transparency"] = 255  # which Pillow 13 says itself
+    elif image.mode == "L" and value:
+        image.info["transparency"] = value * STRETCHED.get(storage(image)[0], 1)
 
 
 def storage(image: ImageFile.ImageFile) -> tuple[str, int]:

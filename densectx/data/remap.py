@@ -30,6 +30,8 @@ def class_masks(
     ignore_index: int | None,
     remap: Mapping[Any, Any] | None,
     colours: Mapping[str, Any] | bool | None,
+    *,
+    multilabel: bool = False,
 ) -> tuple[ClassMasks, Colours]:
     """The classes that options of a config, beside those of a preset, give; and their palette.
 
@@ -37,8 +39,12 @@ def class_masks(
     ``remap`` are the preset's classes, or, without one, ``classes``. One that names the preset's classes is about files
     in the preset's ids, so without ``classes`` or ``"*"`` what it does not name stays as it is there.
 
+    With ``multilabel``, a mask a class, there are no ids, and no class is the background, which the default palette
+    has black.
+
     Raises:
-        ConfigError: as :class:`ClassMasks`, or a palette of another length.
+        ConfigError: as :class:`ClassMasks`, a palette of another length, or an ``ignore_index`` that nobody gave is the
+            id of a class.
     """
     own = strings("classes", base.get("classes"))
     names = own if classes is None else strings("classes", classes)
@@ -46,11 +52,18 @@ def class_masks(
         raise ConfigError(f"classes: {sorted({n for n in names if names.count(n) > 1})[0]!r} is named twice.")
     given = palette
     if given is None:
-        given = base["palette"] if classes is None and "palette" in base else voc_palette(len(names))
+        default = voc_palette(len(names) + 1)[1:] if multilabel else voc_palette(len(names))
+        given = base["palette"] if classes is None and "palette" in base else default
     if len(given) != len(names):
         raise ConfigError(f"palette: {len(given)} colours for {len(names)} classes; give one a class.")
     table = palette_of("palette", given)
     ignore = base.get("ignore_index", 255) if ignore_index is None else ignore_index
+    if ignore_index is None and ignore < len(names) and not multilabel:
+        raise ConfigError(
+            f"ignore_index: {ignore}, {'that of the preset' if 'ignore_index' in base else 'the default'}, is the id of"
+            f" class {names[ignore]!r}, which nothing would learn or measure; set it to the id of unlabelled pixels, or"
+            f" to one that no class has, such as {max(255, len(names))}."
+        )
     if remap is None and classes is None and not colours:
         remap = base.get("remap")
     file_ids = {name: [i] for i, name in enumerate(own or names)}

@@ -156,7 +156,8 @@ def _cycle(spec: Any, lengths: Mapping[str, int], where: str) -> Cycle:
     if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not temperature > 0:
         raise ConfigError(f"temperature: expected a positive number, got {temperature!r}.", where)
     power = 1 / temperature if isfinite(temperature) else 0.0
-    raw = {source: max(length, 1) ** power for source, length in lengths.items()}
+    most = max(1, *lengths.values())  # powers of shares, which overflow at no temperature
+    raw = {source: (max(length, 1) / most) ** power for source, length in lengths.items()}
     total = sum(raw.values())
     return Cycle([[s] for s in _spread({s: max(1, round(_PERIOD * value / total)) for s, value in raw.items()})])
 

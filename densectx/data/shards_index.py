@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densectx.data.shards_format import DTYPES
-from densectx.errors import DataError
+from densectx.errors import DataError, brief
 from densectx.types import SourceInfo
 
 FORMAT = 1
@@ -86,10 +86,13 @@ class Table(NamedTuple):
         """The inverse.
 
         Raises:
-            ValueError, KeyError, OSError, zipfile.BadZipFile: it is something else.
+            ValueError: it is something else.
         """
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return cls(arrays["samples"], arrays["members"], arrays["names"])
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                return cls(arrays["samples"], arrays["members"], arrays["names"])
+        except Exception as error:  # NumPy and zipfile raise many kinds on damaged files
+            raise ValueError(f"{type(error).__name__}: {brief(error)}") from error
 
 
 @final
@@ -179,7 +182,7 @@ def read_table(path: Path, sha256: str) -> Table:
         return table
     except OSError as error:
         raise DataError(f"{path}: cannot be opened: {error.strerror or error}; {AGAIN}.") from None
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: no table of shards ({error}); {AGAIN}.") from None
 
 

@@ -59,8 +59,9 @@ class WindowedFile:
         self.shape, self.dtype = self._parts.shape, self._parts.dtype
         if self.shape[0] not in wanted:
             raise DataError(f"{path}: has {self.shape[0]} channels, expected {' or '.join(map(str, wanted))}.")
-        if value_range is None and self.dtype not in (np.uint8, np.uint16) and self.dtype.kind != "f":
-            raise DataError(f"{path}: holds {self.dtype}, which has no white of its own; set value_range: [lo, hi].")
+        if value_range is None and self._parts.white not in (255, 65535) and self.dtype.kind != "f":
+            held = f"{self.dtype} up to {self._parts.white}" if self._parts.white else self.dtype
+            raise DataError(f"{path}: holds {held}, which has no white of its own; set value_range: [lo, hi].")
 
     @property
     def deep(self) -> bool:
@@ -84,8 +85,8 @@ class WindowedFile:
             raise
         except Exception as error:
             raise DataError(f"{self.path}: damaged or truncated ({type(error).__name__}: {brief(error)}).") from error
-        if self.range is None and self.dtype.kind == "u":
-            return self._as_seen(stored.astype(np.float32) / np.float32(np.iinfo(self.dtype).max))
+        if self.range is None and self._parts.white is not None:
+            return self._as_seen(stored.astype(np.float32) / np.float32(self._parts.white))
         low, high = self.range or (0.0, 1.0)
         values = ((stored.astype(np.float64) - low) / (high - low)).astype(np.float32)
         if not (values.min() >= 0 and values.max() <= 1):  # false for NaN
@@ -119,10 +120,11 @@ def needs_windows(path: Path) -> bool:
 
 
 class _Parts(ABC):
-    """What is read from: shape (C, H, W), type, whether 0 is white, windows in the file's own numbers."""
+    """What is read from: shape (C, H, W), type, largest unsigned number, whether 0 is white, windows as stored."""
 
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
+    white: int | None = None
     inverted = False
 
     @abstractmethod
@@ -136,17 +138,19 @@ class _NpyParts(_Parts):
         values = np.lib.format.open_memmap(path, mode="r")  # nothing is read, nothing unpickled
         if values.dtype.kind not in "uif" or values.ndim not in (2, 3):
             raise DataError(f"{path}: holds {values.dtype} of shape {values.shape}; expected numbers (C, H, W).")
-        last = values.ndim == 3 and values.shape[0] not in wanted
-        self._values = values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0) if last else values
-        self._path, self._last, self._wanted = path, last, wanted
+        self._path, self._last = path, values.ndim == 3 and values.shape[0] not in wanted
+        self._values = self._channels_first(values)
         channels, height, width = self._values.shape
         self.shape, self.dtype = (channels, height, width), values.dtype.newbyteorder("=")
+        self.white = np.iinfo(self.dtype).max if self.dtype.kind == "u" else None
+
+    def _channels_first(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0) if self._last else values
 
     def read(self, rows: slice, columns: slice) -> NDArray[Any]:
         """A copy; the mapping is made anew, so that pages which were read do not stay in memory."""
         part = np.array(self._values[:, rows, columns], dtype=self.dtype, order="C")
-        values = np.lib.format.open_memmap(self._path, mode="r")
-        self._values = values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0) if self._last else values
+        self._values = self._channels_first(np.lib.format.open_memmap(self._path, mode="r"))
         return part
 
 
@@ -176,6 +180,7 @@ class _TiffParts(_Parts):
         self._page, self._planes, self._samples = page, planes, samples
         self.inverted = page.photometric == 0
         self.shape, self.dtype = (planes * samples, height, width), page.dtype.newbyteorder("=")
+        self.white = (1 << page.bitspersample) - 1 if self.dtype.kind == "u" else None  # packed files have fewer bits
         strips = min(int(page.rowsperstrip or height), height), width
         self._part = (page.tilelength, page.tilewidth) if page.is_tiled else strips
         self._grid = -(-height // self._part[0]), -(-width // self._part[1])

@@ -17,6 +17,11 @@ _NAMES: Final = (
 )
 """Those that are printed: a closed list, since the environment holds secrets too."""
 
+_NUMBERS: Final = (
+    *("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_PORT"),
+    *("SLURM_NTASKS", "SLURM_PROCID", "SLURM_NTASKS_PER_NODE", "SLURM_JOB_NUM_NODES"),
+)
+
 
 def cluster(environment: Mapping[str, str] | None = None) -> Iterator[Finding]:
     """What the launcher says, by the variables of this process or the given ones."""
@@ -57,7 +62,7 @@ def launcher(given: Mapping[str, str]) -> str:
 
 
 def _numbers(given: Mapping[str, str]) -> Iterator[Finding]:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_PORT", "SLURM_NTASKS", "SLURM_PROCID"):
+    for name in _NUMBERS:
         if given.get(name) and not given[name].isdecimal():
             yield Finding(name, f"{given[name]!r} is no number", "problem", f"unset {name}", 7)
             return
@@ -83,8 +88,8 @@ def _address(given: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _slurm(given: Mapping[str, str]) -> Iterator[Finding]:
-    tasks, per_node = given.get("SLURM_NTASKS"), given.get("SLURM_NTASKS_PER_NODE")
-    nodes = given.get("SLURM_JOB_NUM_NODES")
-    if tasks and per_node and nodes and per_node.isdecimal() and int(tasks) != int(per_node) * int(nodes):
+    names = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_JOB_NUM_NODES")
+    tasks, per_node, nodes = (given.get(name, "") for name in names)
+    if all(map(str.isdecimal, (tasks, per_node, nodes))) and int(tasks) != int(per_node) * int(nodes):
         text = f"{tasks} tasks are not {per_node} on each of {nodes} nodes"
         yield Finding("SLURM_NTASKS", text, "problem", "#SBATCH --nodes and --ntasks-per-node, no --ntasks", 7)

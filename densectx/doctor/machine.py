@@ -47,8 +47,13 @@ def machine(folder: Path) -> Iterator[Finding]:
 
 def packages() -> Finding:
     """Whether what densectx needs is installed, in the releases that it needs."""
+    try:
+        wanted = requires("densectx") or []
+    except PackageNotFoundError:
+        text = "not looked at: densectx is imported from a folder of its source, without being installed"
+        return Finding("packages", text, "warning", how_to_install("densectx"))
     wrong = []
-    for text in requires("densectx") or []:
+    for text in wanted:
         needed = Requirement(text)
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
@@ -95,7 +100,7 @@ def devices() -> Iterator[Finding]:
 def threads() -> Finding:
     """Whether the processes of this machine have cores of their own: spinning threads slow each other many times."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+    local = _whole("LOCAL_WORLD_SIZE") or _whole("SLURM_NTASKS_PER_NODE") or 1
     each = torch.get_num_threads()
     text = f"{each} for each of {local} process{'es' * (local != 1)} on {cores} cores"
     if each * local > cores:
@@ -103,10 +108,17 @@ def threads() -> Finding:
     return Finding("threads", text)
 
 
+def _whole(name: str) -> int:
+    """A number of the environment; 0 where there is none: what is no number is told with the launcher's variables."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else 0
+
+
 def disk(folder: Path) -> Finding:
     """Whether runs can be written, and how much."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = folder
     try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=there):
             free = shutil.disk_usage(there).free
     except OSError as error:

@@ -177,3 +177,9 @@ def _check_source(mode: Mode, source: str, info: SourceInfo, classes: int | None
         )
     if classes not in (None, count):
         raise ConfigError(f"segmentation: classes is {classes}, but source {source!r} has {count} ({names}).")
+    if mode != "multilabel" and info.ignore_index == SourceInfo.ignore_index < count:  # nobody chose it
+        raise ConfigError(
+            f"segmentation: source {source!r} has {count} classes, and its ignore_index {info.ignore_index} is the id"
+            f" of class {info.classes[info.ignore_index]!r}, which nothing would learn or measure; the source must give"
+            f" another, such as {count}."
+        )
