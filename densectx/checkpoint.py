@@ -18,7 +18,7 @@ from densectx.budget import Budget
 from densectx.checkpoint_files import newest_first, temporary_of
 from densectx.distributions import how_to_install
 from densectx.errors import CheckpointError, ConfigError, PluginError, StorageError, brief
-from densectx.model import DenseModel
+from densectx.model import DenseModel, without_weights
 from densectx.model_names import is_model_name, provided, where_to_get
 from densectx.nn.norm import renamed, spread
 from densectx.registry import BACKBONES, CONTEXTS, HEADS, LOSSES, MODELS, TASKS, Registry
@@ -158,11 +158,8 @@ def from_header(info: Mapping[str, Any], path: str | Path, weights: Mapping[str,
         _check_plugins(info.get("plugins") or {}, path)
         config = dict(info["model"])
         sources = {key: SourceInfo.from_config(value) for key, value in config.pop("sources", {}).items()}
-        # the weights follow: a file or download that the run started from is not needed again
-        if isinstance(config.get("backbone"), Mapping):
-            config["backbone"] = {k: v for k, v in config["backbone"].items() if k not in ("weights", "pretrained")}
         with nullcontext() if weights is None else Budget(weights.values()):
-            return DenseModel.from_config(config, sources)
+            return DenseModel.from_config(without_weights(config), sources)  # its own follow
     except PluginError:
         raise
     except CheckpointError as error:

@@ -15,7 +15,7 @@ import os
 import secrets
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, final
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from densectx import __version__
 from densectx.errors import ConfigError, StorageError
-from densectx.model import DenseModel
+from densectx.model import DenseModel, without_weights
+from densectx.nn.modes import evaluating
 
 _MAGIC: Final = b"dctxfeat1"  # the number is the format's
 _CHECKSUM: Final = 4  # bytes of the CRC-32 behind it
-_NOT_ASKED: Final = ("weights", "pretrained")  # where a backbone's first weights came from
 
 
 @final
@@ -45,6 +45,7 @@ class FeatureCache:
         folder: made when the first entry is written.
         model: whose frozen layers they are.
         frozen: the modules that are not trained.
+        memory_format: of the features, whether they are computed or read: contexts round otherwise in another one.
 
     Attributes:
         read: inputs whose features were found.
@@ -54,8 +55,15 @@ class FeatureCache:
         ConfigError: the features are not the same whenever an input comes back, or a head needs more than them.
     """
 
-    def __init__(self, folder: str, model: DenseModel, frozen: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        folder: str,
+        model: DenseModel,
+        frozen: Sequence[nn.Module],
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         _check(model, frozen)
+        self._memory_format = memory_format
         self.folder = Path(folder).expanduser()
         self.read = self.computed = 0
         self._layers = (model.backbone, model.projection)
@@ -86,23 +94,14 @@ class FeatureCache:
             entry = self.folder / name.hexdigest()[:2] / f"{name.hexdigest()[2:]}.features"
             kept = _load(entry)
             if kept is None:
-                kept = self._compute(row, compute)
+                with evaluating(*self._layers):
+                    kept = compute(row)
                 self._store(entry, kept)
                 self.computed += 1
             else:
                 self.read += 1
-            found.append(kept.to(x.device))
+            found.append(kept.to(x.device, memory_format=self._memory_format))
         return torch.cat(found)
-
-    def _compute(self, row: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        modes = [layer.training for layer in self._layers]
-        for layer in self._layers:
-            layer.eval()
-        try:
-            return compute(row)
-        finally:
-            for layer, mode in zip(self._layers, modes, strict=True):
-                layer.train(mode)
 
     def _state(self) -> bytes:
         """What tells these layers from others; their weights are read again only where they were written to."""
@@ -113,7 +112,7 @@ class FeatureCache:
         ]
         version = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]
         if self._weights[0] != version:
-            said = [__version__, _without_weights(self._config), *(str(layer) for layer in self._layers)]
+            said = [__version__, without_weights(self._config), *(str(layer) for layer in self._layers)]
             total = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
             for name, tensor in tensors:
                 total.update(json.dumps([name, str(tensor.dtype), *tensor.shape]).encode() + _digest(tensor))
@@ -169,13 +168,6 @@ def _check(model: DenseModel, frozen: Sequence[nn.Module]) -> None:
                 " only grow; leave cache_features out.",
                 where,
             )
-
-
-def _without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
-    backbone = config.get("backbone")
-    if isinstance(backbone, Mapping):
-        backbone = {key: value for key, value in backbone.items() if key not in _NOT_ASKED}
-    return {**config, "backbone": backbone}
 
 
 def _digest(tensor: Tensor) -> bytes:

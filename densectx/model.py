@@ -92,7 +92,10 @@ class DenseModel(nn.Module):
         for key in config:
             if key not in _KEYS:
                 raise ConfigError(f"model: {unknown('key', key, _KEYS)}")
-        specs = {key: spec for key, spec in (config.get("tasks") or {}).items() if spec is not None}
+        given = config.get("tasks") or {}
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"expected tasks by their keys, as {{seg: segmentation}}, got {given!r}.", "model.tasks")
+        specs = {key: spec for key, spec in given.items() if spec is not None}
         if not config.get("backbone") or not specs:
             raise ConfigError("model: a backbone and at least one task are needed (model.backbone, model.tasks).")
         norm, ablate = config.get("norm") or "batch", config.get("ablate")
@@ -309,10 +312,24 @@ class DenseModel(nn.Module):
             return image
         return grey(image)  # the luma of luma_only is the same
 
+    @property
+    def context_channels(self) -> int:
+        """Channels of what the context modules take: the projection's, or without one the backbone's."""
+        maps = [part.out_channels for part in self.projection.modules() if isinstance(part, nn.Conv2d)]
+        return maps[-1] if maps else self.backbone.features[-1].channels
+
     def channels(self, key: str) -> int:
         """Channels of the images that a task takes."""
         info = self.config.get("sources", {}).get(self.task(key).source, {})
         return int(info.get("channels", 3))
+
+
+def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config without the file or download that its backbone starts from: the same network."""
+    backbone = config.get("backbone")
+    if not isinstance(backbone, Mapping):
+        return dict(config)
+    return {**config, "backbone": {k: v for k, v in backbone.items() if k not in ("weights", "pretrained")}}
 
 
 def _kinds(tasks: Mapping[str, Task]) -> dict[str, str]:

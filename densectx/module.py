@@ -10,6 +10,7 @@ from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,7 +25,15 @@ from densectx.model import DenseModel
 from densectx.nn.norm import PerInput
 from densectx.nn.precision import full
 from densectx.normalising import Normaliser
-from densectx.optimizing import MakeOptimizer, MakeScheduler, by_pattern, make_optimizer, make_scheduler
+from densectx.optimizing import (
+    MakeOptimizer,
+    MakeScheduler,
+    by_pattern,
+    check_end,
+    make_optimizer,
+    make_scheduler,
+    stepping,
+)
 from densectx.rng import generator, seed_of
 from densectx.surround import surround_of, with_surround
 from densectx.tasks.base import ReadingFiles, Target, Task
@@ -77,7 +86,8 @@ class DenseModule(pl.LightningModule):
         config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=memory_format) if channels_last else model
         self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
         self.seed, self.config = seed, dict(config or {})
         self.param_groups = by_pattern(param_groups)
@@ -87,7 +97,7 @@ class DenseModule(pl.LightningModule):
         self._frozen_tasks = [part for module in self.frozen for part in module.modules() if isinstance(part, Task)]
         self.balancer = make_balancer(balancing, model, seed)
         self.balancing = self.balancer.method  # a part of the module: its state is saved and shared out
-        self.features = FeatureCache(cache_features, model, self.frozen) if cache_features else None
+        self.features = FeatureCache(cache_features, model, self.frozen, memory_format) if cache_features else None
         model.kept = self.features
         if compile:
             limit = 8 * len(set(model.kinds.values())) or None  # torch's own 8, for each kind of input
@@ -118,6 +128,7 @@ class DenseModule(pl.LightningModule):
         """No validation may lie inside an accumulation window; the config's rates after a resume that changes them."""
         check_validation(self.trainer)
         self.schedule_anew()
+        check_end(self.lr_schedulers(), self.trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout is a function of (seed, batch number, rank), so that nothing has to be stored to repeat it."""
@@ -168,7 +179,8 @@ class DenseModule(pl.LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """A schedule by time is told the time first."""
         tell_time(scheduler, self.trainer)
-        super().lr_scheduler_step(scheduler, metric)
+        with stepping(scheduler):
+            super().lr_scheduler_step(scheduler, metric)
 
     def _optimizer(self) -> Optimizer:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -190,7 +202,7 @@ class DenseModule(pl.LightningModule):
             assert self.make_scheduler is not None
             anew = make_scheduler(self.make_scheduler, fresh)
             tell_time(anew, self.trainer)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), stepping(anew):
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
                 for _ in range(self.global_step):
                     anew.step()
@@ -242,6 +254,15 @@ class DenseModule(pl.LightningModule):
         from densectx.checkpoint import header
 
         checkpoint["densectx"] = header(self.model, self.config)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run that averages its weights no more goes on from the trained ones, which its file has beside them."""
+        if self._trainer is None or self.trainer.state.fn != "fit" or "current_model_state" not in checkpoint:
+            return
+        listed: list[pl.Callback] = getattr(self.trainer, "callbacks", [])
+        if not any(isinstance(callback, WeightAveraging) for callback in listed):
+            checkpoint["state_dict"] = checkpoint.pop("current_model_state")
+            rank_zero_info("trainer.callbacks averages no weights any more: going on from the trained ones.")
 
     # parts
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final
 
+import pytorch_lightning as pl
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from densectx.errors import ConfigError, suggest, unknown
+
+_LONGER: Final = (
+    "set its total_steps to those of the run, which a run that goes on takes with --allow-changed model.lr_scheduler."
+)
 
 MakeOptimizer = Callable[[Any], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -83,23 +89,44 @@ def make_optimizer(
 
 def _check_options(group: Mapping[str, Any], optimizer: Optimizer) -> None:
     for option, value in group.items():
-        if option not in ("match", *optimizer.defaults):
+        if option == "match":
+            continue
+        if option not in optimizer.defaults:
             raise ConfigError(unknown("optimizer option", option, optimizer.defaults), "model.param_groups")
-        if type(optimizer.defaults.get(option)) in (int, float) and type(value) not in (int, float):
-            raise ConfigError(f"{option}: expected a number, got {value!r}.", "model.param_groups")
-        # torch looks at those of the optimizer alone; some are negative by nature, as Adafactor's beta2_decay
-        negative = type(optimizer.defaults.get(option)) in (int, float) and optimizer.defaults[option] < 0
-        if type(value) in (int, float) and not (math.isfinite(value) and (negative or value >= 0)):
-            expected = "finite number" if negative else "number from 0 up"
-            raise ConfigError(f"{option}: expected a {expected}, got {value!r}.", "model.param_groups")
+        if expected := _expected(option, value, optimizer.defaults[option]):
+            raise ConfigError(f"{option}: expected {expected}, got {value!r}.", "model.param_groups")
+
+
+def _expected(option: str, value: Any, usual: Any) -> str:
+    """What an option of a group has to be, empty if it is: torch looks at those of the optimizer alone."""
+    if isinstance(usual, tuple | list):
+        several = isinstance(value, tuple | list) and len(value) == len(usual)
+        if several and all(_is_one(option, *pair) for pair in zip(value, usual, strict=True)):
+            return ""
+        return f"{len(usual)} {'numbers in [0, 1)' if option == 'betas' else 'finite numbers'}"
+    number = type(value) in (int, float)
+    if type(usual) in (int, float) and not number:
+        return "a number"
+    negative = type(usual) in (int, float) and usual < 0  # some are by nature, as Adafactor's beta2_decay
+    if number and not (math.isfinite(value) and (negative or value >= 0)):
+        return "a finite number" if negative else "a number from 0 up"
+    return ""
+
+
+def _is_one(option: str, value: Any, usual: Any) -> bool:
+    """Whether a value may be one of an option's several."""
+    if type(value) not in (int, float):
+        return value is None and usual is None
+    return 0 <= value < 1 if option == "betas" else math.isfinite(value)
 
 
 def make_scheduler(make: MakeScheduler, optimizer: Optimizer) -> LRScheduler:
     """The schedule of an optimizer, stepped with it.
 
     Raises:
-        ConfigError: it does not take its options, or needs a metric.
+        ConfigError: it does not take its options, needs a metric, or gives groups of other rates the same one.
     """
+    rates = [group["lr"] for group in optimizer.param_groups]
     try:
         scheduler = make(optimizer)
     except ConfigError as error:
@@ -108,4 +135,39 @@ def make_scheduler(make: MakeScheduler, optimizer: Optimizer) -> LRScheduler:
         raise ConfigError(str(error), "model.lr_scheduler") from error
     if isinstance(scheduler, ReduceLROnPlateau):
         raise ConfigError("schedules step with the optimizer and see no metric; take another.", "model.lr_scheduler")
+    starts = {group.get("initial_lr", rate) for group, rate in zip(optimizer.param_groups, rates, strict=True)}
+    if len(set(rates)) > 1 and len(starts) == 1:
+        raise ConfigError(
+            f"model.param_groups gives rates {rates}, and {type(scheduler).__name__} one of its own to all; give max_lr"
+            " (and base_lr) as a list, in this order.",
+            "model.lr_scheduler",
+        )
     return scheduler
+
+
+@contextmanager
+def stepping(scheduler: object) -> Iterator[None]:
+    """Steps of a schedule inside.
+
+    Raises:
+        ConfigError: one is behind its end and it takes none there, as OneCycleLR does.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{type(scheduler).__name__}: {error}; {_LONGER}", "model.lr_scheduler") from error
+
+
+def check_end(scheduler: object, trainer: pl.Trainer) -> None:
+    """Refuse at its start a run that :func:`stepping` would end.
+
+    Raises:
+        ConfigError: the schedule is over before the run, as far as the end of that is known in steps.
+    """
+    if not isinstance(scheduler, OneCycleLR):
+        return
+    if scheduler.total_steps < (steps := trainer.estimated_stepping_batches) < math.inf:
+        raise ConfigError(
+            f"OneCycleLR ends after {scheduler.total_steps} steps, and the run after {steps}; {_LONGER}",
+            "model.lr_scheduler",
+        )

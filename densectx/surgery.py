@@ -5,14 +5,13 @@ In a config the same is ``init_from: RUN`` beside ``context: {name: basic, init_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from densectx.errors import ConfigError
-from densectx.model import DenseModel
+from densectx.model import DenseModel, without_weights
 from densectx.nn.context import NoContext
 from densectx.nn.modes import evaluating
 from densectx.registry import CONTEXTS
@@ -56,28 +55,14 @@ def insert_context(model: DenseModel, context: Spec = "basic", *, truncate: bool
         )
     config = {**{key: value for key, value in model.config.items() if key != "sources"}, "context": spec}
     sources = {key: SourceInfo.from_config(info) for key, info in model.config.get("sources", {}).items()}
-    grown = DenseModel.from_config(_without_weights(config), sources)
-    channels = _channels(grown)
-    if not spec.get("init_noise") and not all(_is_identity(part, channels) for part in grown.context.values()):
+    grown = DenseModel.from_config(without_weights(config), sources)
+    width = grown.context_channels
+    if not spec.get("init_noise") and not all(_is_identity(part, width) for part in grown.context.values()):
         raise ConfigError(f"the context {spec} does not start as the identity; take one of dilations without a norm.")
     grown.config = {**grown.config, "backbone": model.config["backbone"]}
     fresh = {key: value for key, value in grown.state_dict().items() if key.startswith("context.")}
     grown.load_state_dict({**model.state_dict(), **fresh})
     return grown.train(model.training)
-
-
-def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
-    """No file or download that the trained model once started from is needed again."""
-    backbone = config["backbone"]
-    if not isinstance(backbone, Mapping):
-        return config
-    return {**config, "backbone": {k: v for k, v in backbone.items() if k not in ("weights", "pretrained")}}
-
-
-def _channels(model: DenseModel) -> int:
-    """What the context takes."""
-    maps = [part.out_channels for part in model.projection.modules() if isinstance(part, nn.Conv2d)]
-    return maps[-1] if maps else model.backbone.features[-1].channels
 
 
 @torch.no_grad()

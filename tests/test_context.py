@@ -135,7 +135,10 @@ def test_aspp_is_finite_without_pooling_and_says_so():
     assert build("aspp", 2, pooling=False, rates=[2, 5]).receptive_field == 11
 
 
-@pytest.mark.parametrize("options", [{"dilations": []}, {"widths": [1, 2]}, {"dilations": [0]}, {"padding": "both"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"dilations": []}, {"widths": [1, 2]}, {"dilations": [0]}, {"padding": "both"}, {"init_noise": math.nan}],
+)
 def test_impossible_options_are_refused(options):
     with pytest.raises(ConfigError):
         build("basic", 2, **options)

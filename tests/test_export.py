@@ -473,8 +473,10 @@ class Stops(Task):
         return []
 
 
-def test_options_of_plug_ins_are_tried_with_their_defaults(tmp_path):
+@pytest.mark.parametrize("default", [3.0, 3])
+def test_options_of_plug_ins_are_tried_with_their_defaults(tmp_path, monkeypatch, default):
     """Not with made-up numbers, which a task may refuse."""
+    monkeypatch.setattr(Stops, "options", {"stops": default})
     TASKS.register("stops")(Stops)
     try:
         model = model_of({"stops": {"name": "stops"}})

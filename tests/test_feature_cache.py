@@ -187,6 +187,18 @@ def test_a_batch_is_its_images_and_nothing_is_random(tmp_path, asked):
     assert not asked(module, x.to(memory_format=torch.channels_last))[1]
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_is_read_lies_in_memory_like_what_was_computed(tmp_path, asked, channels_last):
+    """As without a cache: else what is computed from it rounds otherwise."""
+    model, options = make(None)[1].model, {"freeze": FREEZE, "cache_features": str(tmp_path / "kept")}
+    module = densectx.DenseModule(model, torch.optim.SGD, channels_last=channels_last, **options)
+    x = torch.rand(2, 3, 16, 24)
+    computed, read = (asked(module, x)[0] for _ in range(2))
+    with torch.no_grad():
+        expected = module.eval().model.trunk(x)[-1]
+    assert computed.stride() == read.stride() == expected.stride()
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
 def test_damaged_entries_are_said_and_computed_again(tmp_path, asked, damage, capsys):
     folder, x = tmp_path / "kept", torch.rand(1, 3, 16, 16)

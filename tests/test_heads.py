@@ -1,5 +1,7 @@
 """What heads compute, by hand."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -68,9 +70,14 @@ def test_pyramid_leaves_out_levels_finer_than_its_stride(stride, joined):
     assert head(maps, torch.zeros(1, 3, 16, 24)).shape == (1, 2, 16, 24)
 
 
-def test_arguments_that_are_not_positive_are_refused():
+def test_arguments_out_of_range_are_refused():
     with pytest.raises(ConfigError, match="width 0"):
         pyramid(width=0)
+    for dropout in (20, -0.1, 1.0, math.nan):
+        with pytest.raises(ConfigError, match=rf"'pyramid': dropout {dropout} is not in \[0, 1\)"):
+            pyramid(dropout=dropout)
+        with pytest.raises(ConfigError, match=rf"'linear': dropout {dropout} is not in \[0, 1\)"):
+            HEADS.build({"name": "linear", "dropout": dropout}, features=LEVELS, out_channels=2)
     with pytest.raises(ConfigError, match="unshuffle 0"):
         BACKBONES.build({"name": "plain", "unshuffle": 0})
 

@@ -21,7 +21,7 @@ from densectx.inspection.report import Wishes, inspect
 from densectx.inspection.subject import MODEL_KEYS, TRAINING_KEYS, Subject, subject_of
 from densectx.inspection.text import text_of
 from densectx.model import DenseModel
-from densectx.nn.context import ContextModule
+from densectx.nn.context import Context, ContextModule
 from densectx.registry import CONTEXTS
 from densectx.types import SourceInfo
 
@@ -231,6 +231,29 @@ def test_global_layers_are_said(tmp_path, capsys):
     assert report["contexts"]["shared"]["dilations"] is None
 
 
+class Depthwise(Context):
+    """A context whose first weight does not tell its channels."""
+
+    receptive_field = 3
+
+    def __init__(self, in_channels):
+        super().__init__()
+        self.layers = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("context", ["context7", "none", "depthwise"])
+def test_channels_of_a_context_are_those_in_front_of_it(context):
+    CONTEXTS.register("depthwise")(Depthwise)
+    try:
+        report = inspected(model_of(context=context), shifts=2, effective=0)
+    finally:
+        CONTEXTS.unregister("depthwise")
+    assert report.content["contexts"]["shared"]["channels"] == 4
+
+
 def test_a_zeroed_trunk_is_a_constant_and_no_global_layer():
     both = {"s": {"name": "segmentation", "source": "s"}, "d": {"name": "denoising", "source": "s"}}
     model = model_of(**both)
@@ -305,6 +328,12 @@ def test_errors(capsys, arguments, status, message):
     assert err.count("\n") == 1
 
 
+SMALL = """
+model: {backbone: plain, context: none, tasks: {t: {name: segmentation, source: s, %s}}}
+data: {sources: {s: {name: mosaic}}}
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -313,6 +342,9 @@ def test_errors(capsys, arguments, status, message):
         ("model: {backbone: plain, contxt: none, tasks: {}}", "did you mean 'context'"),
         ("model: {backbone: plian, tasks: {t: {name: segmentation, source: s}}}", "did you mean 'plain'"),
         ("modle: {}", "did you mean 'model'"),
+        ("model: {backbone: plain, tasks: [segmentation]}", "model.tasks: expected tasks by their keys"),
+        (SMALL % "head: {name: linear, dropout: 20}", "dropout 20 is not in [0, 1)"),
+        (SMALL.replace("none", "{name: basic, init_noise: .inf}") % "", "init_noise inf is negative or no finite"),
     ],
 )
 def test_bad_configs(tmp_path, capsys, text, message):

@@ -18,7 +18,7 @@ from densectx.cli import main
 from densectx.errors import CheckpointError, ConfigError
 from densectx.model import DenseModel
 from densectx.module import DenseModule
-from densectx.nn.norm import PerInput, select, set_norm, spread
+from densectx.nn.norm import PerInput, make_norm, select, set_norm, spread
 from densectx.registry import TASKS
 from densectx.rng import generator
 from densectx.types import SourceInfo
@@ -425,3 +425,14 @@ def test_group_norm_divides_any_width():
         flat = y.view(2, groups, -1)
         assert width % groups == 0
         assert torch.allclose(flat.mean(-1), torch.zeros(2, groups), atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_group_norm_of_one_number_a_group_is_the_shift(training):
+    """torch refuses it for a batch of one only, in evaluation too."""
+    norm = make_norm("group", 8).train(training)
+    nn.init.normal_(norm.bias)
+    x, larger = torch.randn(2, 8, 1, 1), torch.randn(1, 8, 3, 2)
+    torch.testing.assert_close(norm(x[:1]).flatten(), norm.bias, atol=1e-3, rtol=0)
+    assert torch.equal(norm(x[:1]), norm(x)[:1])
+    assert torch.equal(norm(larger), nn.functional.group_norm(larger, 8, norm.weight, norm.bias))

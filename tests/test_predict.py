@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from torch.overrides import TorchFunctionMode
 from torchmetrics import MeanSquaredError
 from torchvision.io import ImageReadMode, decode_png
 
@@ -29,7 +30,7 @@ from densectx.checkpoint import save_safetensors
 from densectx.cli import main
 from densectx.data.reader import read_image
 from densectx.errors import ConfigError
-from densectx.inference import files, inputs
+from densectx.inference import files, inputs, predictor
 from densectx.inference.command import progress_line
 from densectx.inference.overlay import overlay, overlay_labels
 from densectx.inference.rasters import png16
@@ -182,6 +183,26 @@ def test_predict_leaves_mode_and_image_alone():
 def test_predict_refuses(image, tasks, options, message):
     with pytest.raises(ConfigError, match=message):
         build().predict(image, tasks, options)
+
+
+def test_nothing_float64_is_moved_to_a_device():
+    """MPS has no such numbers; metrics count in them."""
+    moved = []
+
+    class Moves(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.to:
+                moved.append(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    model = build(SPECS)
+    metrics = [model.task(key).metrics for key in SPECS]
+    with Moves():
+        predictor._moved(model, torch.device("meta"))
+    assert {*moved} == {torch.float32}
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert [model.task(key).metrics for key in SPECS] == metrics
+    assert {state.device.type for metric in metrics for state in metric.metric_state.values()} == {"cpu"}
 
 
 def test_load_gives_the_same_model(model):
@@ -710,6 +731,18 @@ def test_one_bad_file_among_a_hundred(tmp_path, model, capsys):
     assert [number for number, entry in enumerate(found) if entry["status"] != "done"] == [41]
     assert names(tmp_path / "out") == [f"denoising/{number:02}.png" for number in range(100) if number != 41]
     assert capsys.readouterr().err.count("41.png") == 1
+
+
+def test_a_picture_of_one_cell_passes_narrow_group_norms(tmp_path):
+    torch.manual_seed(0)
+    parts = {"context": {"name": "context7", "norm": "group"}, "projection": {"channels": 8}}
+    backbone = {"name": "plain", "width": 8, "unshuffle": 8}
+    config = {"backbone": backbone, "tasks": {"segmentation": SPECS["segmentation"]}, **parts}
+    save_safetensors(DenseModel.from_config(config, {"photos": INFO}), tmp_path / "m.safetensors")
+    for name, side in {"a": 17, "b": 8, "c": 17}.items():
+        picture(tmp_path / f"in/{name}.png", shape=(side, side, 3))
+    assert predict(tmp_path / "m.safetensors", tmp_path / "in", "-o", tmp_path / "out") == 0
+    assert [entry["status"] for entry in summary(tmp_path / "out")["inputs"]] == ["done"] * 3
 
 
 def test_a_gray_model_of_classes_sees_the_gray_version_of_colour(tmp_path):

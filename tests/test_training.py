@@ -9,20 +9,27 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, OneCycleLR
 from torch.optim.swa_utils import get_ema_avg_fn
+from torch.utils.data import DataLoader
 
 import densectx
-from densectx.averaging import _unless_equal, lag
+from densectx.averaging import EMAWeightAveraging, _unless_equal, lag
 from densectx.building import _ddp, instantiate
 from densectx.cli import main
 from densectx.config import compose
-from densectx.errors import CheckpointError, ConfigError
+from densectx.data.workers import innermost
+from densectx.errors import CheckpointError, ConfigError, DataError, NumericError, StorageError
 from densectx.loggers import MetricsFile
+from densectx.optimizing import make_scheduler
 from densectx.resilience.guards import FiniteGuard
 from densectx.resilience.preemption import Preemption
 from densectx.schedules import WarmupCosine, WarmupPoly
@@ -65,6 +72,39 @@ def fit(tmp_path, monkeypatch):
     return fit
 
 
+class OfAPlugin(DataError):
+    """A plug-in may have errors of its own."""
+
+
+class Broken:
+    """A data set whose every sample raises an error that comes of another one."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise self.error from DataError("the one before")
+
+
+@pytest.mark.parametrize("kind", [DataError, OfAPlugin, ConfigError, StorageError])
+def test_an_error_of_a_loader_process_is_its_own_message(kind, monkeypatch, capsys):
+    said = "/d/x.mat: no BSDS500 ground truth (ValueError: ends too early)."
+
+    def run(arguments):
+        list(DataLoader(Broken(kind(said)), num_workers=1))
+
+    with pytest.raises(kind) as caught:
+        run(())
+    assert "Traceback" in str(caught.value)
+    assert innermost(caught.value) == innermost(kind(said)) == said
+    monkeypatch.setattr("densectx.cli._run", run)
+    assert main(["lint"]) == kind.status
+    assert capsys.readouterr().err == f"densectx: error: {said}\n"
+
+
 def weights(run, name="last.ckpt"):
     return torch.load(run / "checkpoints" / name, weights_only=True)
 
@@ -101,7 +141,6 @@ EMA = "[{class_path: pytorch_lightning.callbacks.EMAWeightAveraging, init_args: 
         (0.9997, 14000, "over about 3333 steps, and the run has 14000: .* Decay 0.999 covers a tenth"),
         (0.9997, 48000, ""),
         (0.9, 8, "over about 10 steps, and the run has 8"),
-        (1.0, 100, "over about 100 steps"),
         (None, 4000, "decay 0.999 averages over about 1000 steps"),  # Lightning's default
         (0.999, -1, ""),  # epochs; their length is not known yet
     ],
@@ -114,6 +153,69 @@ def test_an_average_that_comes_too_late_is_told(decay, steps, said):
         told = lag({"trainer": {"max_steps": steps, "callbacks": callbacks}})
         assert re.search(said, told) if said else not told
     assert not lag({"trainer": {"max_steps": steps, "callbacks": None}})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"update_starting_at_step": 2000}, "first update at step 2000, and the run has 2000: nothing is averaged"),
+        ({"update_starting_at_step": 1991, "update_every_n_steps": 10}, "first update at step 2000"),
+        ({"update_starting_at_step": 2000, "update_starting_at_epoch": 1}, ""),
+        ({"update_starting_at_step": 1700}, ""),  # it covers the last 300
+        ({"update_starting_at_step": 1500}, "averages over about 1000 steps"),
+    ],
+)
+def test_where_an_average_begins_counts(options, said):
+    callback = {"class_path": "EMAWeightAveraging", "init_args": options}
+    told = lag({"trainer": {"max_steps": 2000, "callbacks": [callback]}})
+    assert said in told if said else not told
+
+
+def test_an_average_without_an_update_is_what_is_trained(fit):
+    """In what is validated and in what is saved."""
+    late = EMA.replace("decay: 0.9", "decay: 0.9, update_starting_at_step: 6")
+    plain, averaged = fit("plain", "--no-report"), fit("late", f"--trainer.callbacks={late}", "--no-report")
+    for step in (6, 8):
+        expected, found = (weights(run, f"step-{step}.ckpt") for run in (plain, averaged))
+        assert same(found["current_model_state"], expected["state_dict"])
+        assert same(found["state_dict"], expected["state_dict"]) == (step == 6)
+    rows = [[*csv.DictReader((run / "metrics.csv").open())] for run in (plain, averaged)]
+    validated = [[row["val/denoising/psnr"] for row in run][:3] for run in rows]
+    assert validated[0] == validated[1]
+    assert all(validated[0])
+
+
+def test_a_run_that_averages_no_more_goes_on_from_the_trained_weights(fit, caplog):
+    caplog.set_level(logging.INFO)
+    run = fit("averaged", f"--trainer.callbacks={EMA}", "--no-report")
+    expected = weights(run)["current_model_state"]
+    before = run / "checkpoints/step-6.ckpt"
+    fit(
+        "averaged", "--trainer.callbacks=null", f"--resume={before}", "--allow-changed=trainer.callbacks", "--no-report"
+    )
+    assert "averages no weights any more" in caplog.text
+    assert same(weights(run)["state_dict"], expected)
+
+
+@pytest.mark.parametrize("name", ["weight", "running_mean"])
+def test_an_average_that_is_not_finite_is_not_saved(name):
+    module = torch.nn.BatchNorm2d(2)
+    averages = {key: value.clone() for key, value in module.state_dict().items()}
+    trainer, guard = SimpleNamespace(global_step=3), FiniteGuard()
+    guard.on_save_checkpoint(trainer, module, {"state_dict": averages})
+    averages[name][1] = float("inf")
+    with pytest.raises(NumericError, match=f"^the average of {name} is not finite after step 3; it is not saved"):
+        guard.on_save_checkpoint(trainer, module, {"state_dict": averages})
+
+
+def test_an_average_lies_where_the_model_will():
+    module = pl.LightningModule()
+    module.weight = torch.nn.Parameter(torch.zeros(2))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    for device, expected in ((None, "meta"), ("cpu", "cpu")):
+        average = EMAWeightAveraging(device)
+        average.setup(trainer, module, "fit")
+        assert average._average_model.module.weight.device.type == expected
 
 
 @pytest.mark.parametrize("form", ["EMAWeightAveraging", EMA])
@@ -462,6 +564,11 @@ def test_full_disk_is_named_with_status_8(fit, capsys, monkeypatch):
     assert "step-2.ckpt: cannot be written: No space left" in capsys.readouterr().err
 
 
+ONE_CYCLE = (
+    "--model.lr_scheduler={class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {max_lr: 0.01, total_steps: 50}}"
+)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -489,6 +596,16 @@ def test_full_disk_is_named_with_status_8(fit, capsys, monkeypatch):
         (["--trainer.use_distributed_sampler=true"], "trainer.use_distributed_sampler: the data's own sampler"),
         (["--trainer.strategy=ddp_spawn", "--trainer.devices=2"], "trainer.strategy: 'ddp_spawn' would copy a run"),
         (["--trainer.callbacks=[{class_path: densectx.callbacks.Pictures, init_args: {rows: 0}}]"], "rows 0"),
+        ([f"--trainer.callbacks={EMA.replace('0.9', '99.9')}"], "decay 99.9 is not in [0, 1)"),
+        ([f"--trainer.callbacks={EMA.replace('decay: 0.9', 'update_every_n_steps: 0')}"], "is not 1 or more"),
+        (
+            ["--model.param_groups=[{match: backbone.*, betas: [0.9]}]"],
+            "betas: expected 2 numbers in [0, 1), got [0.9]",
+        ),
+        (["--model.param_groups=[{match: backbone.*, betas: [1.5, -2]}]"], "betas: expected 2 numbers in [0, 1)"),
+        ([ONE_CYCLE, "--model.param_groups=[{match: backbone.*, lr: 0.1}]"], "give max_lr (and base_lr) as a list"),
+        ([ONE_CYCLE, "--trainer.max_steps=51"], "OneCycleLR ends after 50 steps, and the run after 51"),
+        (["--trainer.callbacks=[StochasticWeightAveraging]"], "take EMAWeightAveraging"),
     ],
 )
 def test_more_that_cannot_work(fit, capsys, flags, message):
@@ -496,6 +613,50 @@ def test_more_that_cannot_work(fit, capsys, flags, message):
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "fine"),
+    [
+        (OneCycleLR, {"max_lr": 1.0, "total_steps": 9}, False),
+        (OneCycleLR, {"max_lr": [1.0, 0.2], "total_steps": 9}, True),
+        (CyclicLR, {"base_lr": 0.1, "max_lr": 1.0}, False),
+        (CyclicLR, {"base_lr": [0.1, 0.2], "max_lr": [1.0, 2.0]}, True),
+        (CosineAnnealingLR, {"T_max": 9}, True),
+        (WarmupPoly, {"total_steps": 9, "warmup_steps": 3}, True),
+    ],
+)
+def test_rates_of_groups_are_not_overwritten(schedule, options, fine):
+    one, other = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [one]}, {"params": [other], "lr": 0.01}], lr=0.1, momentum=0.9)
+    with nullcontext() if fine else pytest.raises(ConfigError, match=r"rates \[0.1, 0.01\], .* in this order"):
+        make_scheduler(partial(schedule, **options), optimizer)
+
+
+def test_a_schedule_that_takes_no_step_behind_its_end(fit, capsys):
+    short = ONE_CYCLE.replace("50", "3")
+    fit("timed", short, "--trainer.max_steps=-1", "--trainer.max_time=00:00:10:00", status=2)  # its steps are not known
+    assert "model.lr_scheduler: OneCycleLR: Tried to step 4 times" in capsys.readouterr().err
+    run = fit("run", short, "--trainer.max_steps=3", "--no-report")
+    more = ["--trainer.max_steps=5", f"--resume={run}", "--no-report", "--allow-changed=trainer"]
+    fit("run", short, *more, status=2)
+    assert "OneCycleLR ends after 3 steps, and the run after 5" in capsys.readouterr().err
+    fit("run", ONE_CYCLE.replace("50", "2"), *more, "--allow-changed=model.lr_scheduler", status=2)
+    assert "OneCycleLR: Tried to step 3 times" in capsys.readouterr().err
+    fit("run", ONE_CYCLE.replace("50", "5"), *more, "--allow-changed=model.lr_scheduler")
+    assert weights(run)["global_step"] == 5
+
+
+def test_a_batch_norm_of_one_number_a_channel_is_told(fit, capsys):
+    source = "--data.sources.mosaic="
+    fit(
+        "small",
+        "--model.backbone={name: plain, width: 6, unshuffle: 8}",
+        "--model.context.norm=batch",
+        f"{source}{{name: mosaic, size: 24, length: 4, val_length: 1, batch_size: 1, augment: {{crop: 8}}}}",
+        status=2,
+    )
+    assert "batch of [1, 6, 1, 1] (B, C, h, w). Take batches of 2 or more" in capsys.readouterr().err
 
 
 def test_callbacks_and_plugins_in_lightnings_short_forms(fit):

@@ -35,7 +35,7 @@ class FrontEndVGG16(MarginBackbone):
             on small pictures, other values within 186 pixels of a border).
         width: channels of the first stage; 64 in VGG-16, smaller to try things out.
         fc: channels of fc6 and fc7.
-        dropout: behind fc6 and fc7, in training.
+        dropout: probability in [0, 1), behind fc6 and fc7, in training.
         norm: ``batch``, ``group`` or null behind each convolution; the paper's has none.
         tile: [height, width] in which the published network takes padded pictures, for ``--tile paper``.
 
@@ -62,6 +62,8 @@ class FrontEndVGG16(MarginBackbone):
             raise ConfigError(
                 f"frontend_vgg16: width {width} and fc {fc} must be positive and mean {list(mean)} 3 numbers."
             )
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"frontend_vgg16: dropout {dropout} is not in [0, 1).")
         if tile is not None and (len(tile) != 2 or min(tile) < 2 * MARGIN + 8):
             raise ConfigError(f"frontend_vgg16: tile {list(tile)}: expected two sides of at least 380 pixels.")
         if tile is not None and padding != "margin":

@@ -64,4 +64,4 @@ def check(graph: Graph, answer: Answer) -> Parity:
 def _given(graph: Graph, image: Tensor) -> list[float]:
     """A possible number for each option: about what would be estimated, or the default."""
     values = graph.model.resolve(image, graph.tasks).values()
-    return [float(value.mean()) if isinstance(value, Tensor) else 1.0 if value is None else value for value in values]
+    return [1.0 if value is None else float(value.mean() if isinstance(value, Tensor) else value) for value in values]

@@ -26,7 +26,10 @@ class Linear(Head):
         out_channels: given by the task.
         scale: given by the task.
         residual: given by the task; adds the (bicubically enlarged) input, and starts at zero.
-        dropout: probability, on whole channels.
+        dropout: probability in [0, 1), on whole channels.
+
+    Raises:
+        ConfigError: a dropout out of range.
     """
 
     reads_pyramid = False
@@ -40,6 +43,8 @@ class Linear(Head):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"head 'linear': dropout {dropout} is not in [0, 1).")
         self.factor, self.scale, self.residual = features[-1].stride * scale, scale, residual
         self.dropout = nn.Dropout2d(dropout)
         self.conv = nn.Conv2d(features[-1].channels, out_channels, 1)

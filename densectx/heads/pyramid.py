@@ -31,10 +31,10 @@ class Pyramid(Head):
         width: channels of the decoder.
         stride: levels finer than this are not joined.
         norm: ``batch``, ``group`` or null after each 3x3 convolution.
-        dropout: probability, on whole channels, before the linear map.
+        dropout: probability in [0, 1), on whole channels, before the linear map.
 
     Raises:
-        ConfigError: a width that is not positive.
+        ConfigError: a width that is not positive, or a dropout out of range.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class Pyramid(Head):
         super().__init__()
         if width < 1:
             raise ConfigError(f"head 'pyramid': width {width} is not positive.")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"head 'pyramid': dropout {dropout} is not in [0, 1).")
         self.steps, last = lateral_steps(features, stride)
         self.enter = nn.Conv2d(features[-1].channels, width, 1)
         self.laterals = nn.ModuleList(nn.Conv2d(features[level].channels, width, 1) for _, level in self.steps)

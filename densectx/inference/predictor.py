@@ -26,7 +26,7 @@ class Predictor:
     """A model with everything that its answers depend on.
 
     Args:
-        model: the model; moved to the device.
+        model: the model; moved to the device, its tasks' metrics apart.
         tasks: keys, None for all.
         options: run-time options.
         device: a device of torch.
@@ -65,9 +65,8 @@ class Predictor:
         for name in options:
             if (key := name.partition(".")[0]) in model.tasks and key not in self.tasks:
                 raise ConfigError(f"--set {name}: {key!r} is not one of --tasks {','.join(self.tasks)}.")
-        self.model, self.options = model.to(device), dict(options)
+        self.model, self.options = _moved(model, device).eval(), dict(options)
         self.device, self.precision = device, precision
-        self.model.eval()
         if precision == "bf16" and tile.mode == "paper":
             raise ConfigError(
                 "--precision bf16: published tiles are taken in float32; leave it out or take --tile whole."
@@ -130,6 +129,19 @@ class Predictor:
     def _whole(self, image: Tensor, options: Options, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.model.predict(image, self.tasks if tasks is None else tasks, options)
+
+
+def _moved(model: DenseModel, device: torch.device) -> DenseModel:
+    """The model on a device; what its tasks count in stays where it is: sums are float64, which MPS does not have."""
+    tasks = [model.task(key) for key in model.tasks]
+    metrics = [task.metrics for task in tasks]
+    for task in tasks:
+        del task.metrics
+    try:
+        return model.to(device)
+    finally:
+        for task, kept in zip(tasks, metrics, strict=True):
+            task.metrics = kept
 
 
 def device_of(name: str) -> torch.device:

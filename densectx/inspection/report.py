@@ -182,10 +182,9 @@ def _measurement(one: Measured, extent: Extent) -> dict[str, Any]:
 
 
 def _context(model: DenseModel, module: Context, shifts: Sequence[int]) -> dict[str, Any]:
-    channels = int(next((p.shape[1] for p in module.parameters() if p.ndim == 4), model.backbone.features[-1].channels))
     entry: dict[str, Any] = {
         "name": type(module).__name__,
-        "channels": channels,
+        "channels": model.context_channels,
         "field": _finite(module.receptive_field),
         "dilations": None,
     }
@@ -203,7 +202,7 @@ def _context(model: DenseModel, module: Context, shifts: Sequence[int]) -> dict[
             "kernel_numbers": sum(k * k for k in kernels),
         }
     if shifts:
-        entry["shifts"] = _shifts(shifts_of_context(module, channels, shifts))
+        entry["shifts"] = _shifts(shifts_of_context(module, model.context_channels, shifts))
     return entry
 
 

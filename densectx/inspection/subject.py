@@ -15,7 +15,7 @@ from densectx.config import Composed, check_keys, compose
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError
 from densectx.inspection.shell import shell_of
-from densectx.model import DenseModel
+from densectx.model import DenseModel, without_weights
 from densectx.model_names import Named, is_model_name, named
 from densectx.types import SourceInfo
 
@@ -79,14 +79,10 @@ def _of_config(name: str, composed: Composed) -> Subject:
 
 
 def _fresh(name: str, config: Mapping[str, Any], sources: Mapping[str, SourceInfo]) -> Subject:
-    backbone = config.get("backbone")
-    if isinstance(backbone, Mapping):  # what the network is does not depend on the weights it would start from
-        config = {**config, "backbone": {k: v for k, v in backbone.items() if k not in ("weights", "pretrained")}}
-
     def real() -> DenseModel:
         with torch.random.fork_rng(devices=[]):  # the same fresh weights at each call
             torch.manual_seed(0)
-            return DenseModel.from_config(config, sources).eval()
+            return DenseModel.from_config(without_weights(config), sources).eval()
 
     try:
         with torch.device("meta"):

@@ -14,9 +14,6 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-STEP = 10.0
-"""Distance of neighbouring centres."""
-
 NEIGHBOURS = 5
 """Bins that a colour is spread over."""
 

@@ -94,8 +94,8 @@ class ContextModule(Context):
             raise ConfigError(
                 f"context: dilations {tuple(dilations)} and widths {widths} must be equally many positive integers."
             )
-        if init_noise < 0:
-            raise ConfigError(f"context: init_noise {init_noise} is negative.")
+        if not 0 <= init_noise < math.inf:
+            raise ConfigError(f"context: init_noise {init_noise} is negative or no finite number.")
         if padding not in ("each", "once"):
             raise ConfigError(f"context: padding {padding!r} is not 'each' or 'once'.")
         if init not in ("identity", "random"):

@@ -9,10 +9,11 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every part has the mode that it had, frozen ones their own."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+    modes = {part: part.training for module in modules for part in module.modules()}
+    for module in modules:
+        module.eval()
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, TypeAlias, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
@@ -18,7 +19,20 @@ _STATE: Final = ("weight", "bias", "running_mean", "running_var")
 
 def make_norm(kind: Literal["batch", "group"], channels: int) -> nn.Module:
     """A fresh normalisation layer for (B, channels, H, W); ``group`` takes at most 32 groups."""
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(math.gcd(32, channels), channels)
+    return nn.BatchNorm2d(channels) if kind == "batch" else GroupNorm(math.gcd(32, channels), channels)
+
+
+@final
+class GroupNorm(nn.GroupNorm):
+    """torch's, also for a group of one number: (B, C, h, w) -> (B, C, h, w), any B, h and w >= 1.
+
+    At most 32 channels have a group each, which on a 1x1 map is one number: normalised it is 0, up to rounding,
+    and the shift is left. torch computes that for any batch, but refuses a batch of one, in evaluation too.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 @final

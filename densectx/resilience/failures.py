@@ -24,6 +24,9 @@ _LOST = re.compile(
 _NONDETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
 _NO_VALIDATION = re.compile(r"`val_check_interval` \((\d+)\) must be less than or equal to .*? batches \((\d+)\)")
 _MONITOR = re.compile(r"Early stopping conditioned on metric `([^`]*)` which is not available.*? the following:(.*)")
+_ONE_NUMBER = re.compile(
+    r"Expected more than 1 value per channel when training, got input size (?:torch.Size\()?(\[[\d, ]+\])"
+)
 _KILLED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
@@ -54,6 +57,13 @@ def explained(error: BaseException, data: DataModule | None) -> DensectxError | 
             f"{found[1]} batches, and an epoch has {found[2]}: nothing would be validated. Take fewer, or set"
             " check_val_every_n_epoch to null: batches are then counted over epochs.",
             "trainer.val_check_interval",
+        )
+    if isinstance(error, ValueError) and (found := _ONE_NUMBER.search(text)):
+        return ConfigError(
+            f"a batch norm cannot normalise one number a channel, as in a batch of {found[1]} (B, C, h, w). Take"
+            " batches of 2 or more (data.sources.SOURCE.batch_size), or another norm: model.norm group or frozen, and"
+            " group for that of a context or head.",
+            "model.norm",
         )
     if not isinstance(error, RuntimeError):
         return None

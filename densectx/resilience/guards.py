@@ -118,12 +118,15 @@ class FiniteGuard(pl.Callback):
         """Nothing that is not finite is saved.
 
         Raises:
-            NumericError: a weight or a running statistic is not finite.
+            NumericError: a weight, a running statistic or an average of one, which the file has in their place, is not
+                finite.
         """
-        lasting = _lasting(pl_module)
-        if not finite([*lasting.values()]) and (named := _not_finite(lasting)):
-            self._agreed = "running_" not in named
-            raise _error(f"{named} after step {trainer.global_step}; it is not saved")
+        lasting, saved = _lasting(pl_module), checkpoint.get("state_dict", {})
+        averages = {name: saved[name] for name in lasting if name in saved}  # without averages the same numbers
+        for tensors, prefix in ((lasting, ""), (averages, "the average of ")):
+            if not finite([*tensors.values()]) and (named := _not_finite(tensors, prefix)):
+                self._agreed = "running_" not in named
+                raise _error(f"{named} after step {trainer.global_step}; it is not saved")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Name the weights behind a loss that is not finite, and write down the batch."""
