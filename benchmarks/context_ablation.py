@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from record import RESULTS, ROOT, commit, machine
+from record import RESULTS, ROOT, commit, machine, run_name
 
 CONFIG = "benchmarks/context_ablation.yaml"
 ARMS = {
@@ -86,7 +86,8 @@ def half(camvid: Path, out: Path) -> None:
 
 
 def train(work: Path, name: str, seed: int, steps: int, flags: list[str]) -> Path:
-    """Run ``densectx fit`` unless it has been run; returns the run folder."""
+    """Run ``densectx fit`` unless it has been run with this recipe, steps and flags; returns the run folder."""
+    name = run_name(name, CONFIG, [str(seed), str(steps), *flags])
     folder = work / "runs" / name
     done = next((run for run in sorted(folder.glob("*")) if (run / "seconds").exists()), None)
     if done is not None:

@@ -168,19 +168,19 @@ def write_readme(rows: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def table(results: Iterable[Mapping[str, Any]], rows: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Markdown: kinds of faults with what passed, how many were injected, and what failed or was not run.
+    """Markdown: kinds of faults with what passed, how many cases they tried, and what failed or was not run.
 
     Every row of ``rows`` counts; one without a result, since no test proves it, was not run.
     """
     by_id = {row["id"]: row for row in results}
-    lines = ["| faults | rows passed | injected | not passed |", "|---|---|---|---|"]
+    lines = ["| faults | rows passed | cases | not passed |", "|---|---|---|---|"]
     for section in dict.fromkeys(row["section"] for row in rows.values()):
         ids = [id_ for id_, row in rows.items() if row["section"] == section]
         found = [by_id.get(id_, {"id": id_, "outcome": "not run"}) for id_ in ids]
         good = [row for row in found if row["outcome"] == "passed"]
         other = [f"{row['id']} {row['outcome']}" for row in found if row["outcome"] != "passed"]
-        injected = sum(row["count"] for row in good)
-        lines.append(f"| {section} | {len(good)} of {len(found)} | {injected} | {', '.join(other) or '-'} |")
+        cases = sum(row["count"] for row in good)
+        lines.append(f"| {section} | {len(good)} of {len(found)} | {cases} | {', '.join(other) or '-'} |")
     return lines
 
 

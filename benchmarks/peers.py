@@ -19,7 +19,6 @@ second form is ``densectx fit`` that knows the peers as backbones.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -31,7 +30,7 @@ from typing import Any, final
 
 import segmentation_models_pytorch as smp
 import torch
-from record import RESULTS, ROOT, commit, machine
+from record import RESULTS, ROOT, commit, machine, run_name
 from results import figures
 from speed import networks
 from speed.timing import Arm, Plan, compare
@@ -141,9 +140,7 @@ def trained(given: argparse.Namespace, net: str, own: list[str]) -> dict[str, An
 
     def run(name: str, minutes: float, lr: float) -> dict[str, Any]:
         words = [*own, "--model.optimizer.init_args.lr", str(lr)]
-        asked = (ROOT / CONFIG).read_text(encoding="utf-8") + shlex.join([str(minutes), *words])
-        digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
-        return fit(given.work, f"{net}-{name}-{digest}", minutes, words)
+        return fit(given.work, run_name(f"{net}-{name}", CONFIG, [str(minutes), *words]), minutes, words)
 
     tries: dict[float, dict[str, Any]] = {}
     if len(given.lrs) > 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -93,6 +94,12 @@ def measured(run: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "tasks": tasks,
     }
+
+
+def run_name(name: str, config: str, words: Sequence[str]) -> str:
+    """A name for a run that other words (flags, steps) and another content of the config do not share."""
+    asked = (ROOT / config).read_text(encoding="utf-8") + shlex.join(words)
+    return f"{name}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 
 def machine() -> dict[str, Any]:

@@ -29,13 +29,14 @@ Written by `python benchmarks/results.py readme` from `benchmarks/results/*.json
 its config, seed, commit, machine, learning curve and, for segmentation, the IoU of each class. `must` and `aim` are
 what was to be reached (`benchmarks/targets.yaml`); `not run` means that there is no result yet. A value is that of the
 run's best checkpoint by validation, whose steps are told. Parameters are those of the whole model, multiply-adds (MAC)
-those of one task for a pixel of its input image, minutes those of the whole training with its validations. Of two
-commands the second one takes its weights from the run folder of the first, `RUN`; steps and minutes are those of both.
-One with `--init_from` a file of `plugins/densectx-zoo` goes on from what the zoo had at that commit; steps and minutes
-count what made that too (`machine.first` in the file). A recipe is that of the commit which is named: some have changed
-since. VDSR, IMDN and FFDNet were measured on these very files by the same protocol (VDSR's paper has 37.53 for x2); the
-figures of others are of their papers. The runs on a GPU went beside each other, eleven at a time on one card and 16
-cores: their minutes are no measure of speed. The data are for research use; no picture of them is in this repository.
+those of one task for a pixel of its input image, minutes those of the whole training with its validations (where a GPU
+did all or a part of it they say so). Of two commands the second one takes its weights from the run folder of the
+first, `RUN`; steps and minutes are those of both. One with `--init_from` a file of `plugins/densectx-zoo` goes on from
+what the zoo had at that commit; steps and minutes count what made that too (`machine.first` in the file). A recipe is
+that of the commit which is named: some have changed since. VDSR, IMDN and FFDNet were measured on these very files by
+the same protocol (VDSR's paper has 37.53 for x2); the figures of others are of their papers. The runs on a GPU went
+beside each other, eleven at a time on one card and 16 cores: their minutes are no measure of speed. The data are for
+research use; no picture of them is in this repository.
 """
 
 
@@ -94,7 +95,7 @@ def compared(row: Mapping[str, Any], results: Results) -> list[str]:
     if result is None:
         return [row["result"], "", "", "not run", *told, "not run", "", "", "", ""]
     sizes = [f"{result['parameters'] / 1000:.0f} K", f"{result['macs_per_pixel'] / 1000:.0f} K"]
-    spent = [str(result["steps"]), f"{result['wall_s'] / 60:.0f}"]
+    spent = [str(result["steps"]), f"{result['wall_s'] / 60:.0f}{_on_gpu(result)}"]
     data = [result["data"], result["metric"], f"**{result['value']:.{_digits(result)}f}**"]
     return [row["result"], *data, *told, reached(row, result, must, aim), *sizes, *spent]
 
@@ -224,4 +225,17 @@ def _digits(result: Mapping[str, Any]) -> int:
 
 
 def _device(result: Mapping[str, Any]) -> str:
-    return str(result["machine"].get("device") or "unknown machine")
+    """The machines of a training in their order, those of what it went on from first."""
+    return ", then ".join(_devices(result["machine"]))
+
+
+def _on_gpu(result: Mapping[str, Any]) -> str:
+    """What is said behind minutes that are, whole or in part, those of a GPU."""
+    kinds = ["NVIDIA" in device for device in _devices(result["machine"])] if result["steps"] else [False]
+    return " (GPU)" if all(kinds) else " (partly GPU)" if any(kinds) else ""
+
+
+def _devices(machine: Mapping[str, Any]) -> list[str]:
+    own = (machine.get("device") or "unknown machine").split(", then ")  # of a run and the one that it began with
+    earlier = machine.get("first", {}).get("machine")  # of a model of the zoo
+    return [*(_devices(earlier) if earlier else []), *own]

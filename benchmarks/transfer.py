@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, ROOT, commit, machine
+from record import RESULTS, ROOT, commit, machine, run_name
 
 CONFIG = "benchmarks/transfer.yaml"
 SCORES = {"edges": "ap", "denoising": "psnr", "super_resolution": "psnr", "colorization": "ab_psnr"}  # higher is better
@@ -76,7 +76,8 @@ def balanced(method: str, steps: int) -> list[str]:
 
 
 def train(work: Path, name: str, seed: int, steps: int, flags: list[str]) -> Path:
-    """Run ``densectx fit`` unless it has been run; returns the run folder."""
+    """Run ``densectx fit`` unless it has been run with this recipe, steps and flags; returns the run folder."""
+    name = run_name(name, CONFIG, [str(seed), str(steps), *flags])
     folder = work / "runs" / name
     done = next((run for run in sorted(folder.glob("*")) if (run / "seconds").exists()), None)
     if done is not None:

@@ -145,7 +145,8 @@ def card_of(
     """The model's card."""
     first = next(iter(measured.values()))
     earlier = list(_earlier(first["machine"]))
-    roots = json.dumps([first["config"].get("data", {}), *(_data(one["command"]) for one in earlier)])
+    stages = [*first["command"].split(" && ")[:-1], *(one["command"] for one in earlier)]
+    roots = json.dumps([first["config"].get("data", {}), *map(_data, stages)])
     terms = [f"- {text}" for key, text in TERMS.items() if f"/{key}" in roots]
     tasks = ", ".join(dict.fromkeys(one["task"] for one in measured.values()))
     costs = ", ".join(dict.fromkeys(f"{one['macs_per_pixel'] / 1000:.0f} K" for one in measured.values()))

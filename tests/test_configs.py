@@ -79,6 +79,7 @@ def trees(tmp_path_factory):
             photo(root / "pairs" / subset / folder / f"{stem}.png", seed=len(folder))
         photo(root / "maps" / subset / "images" / f"{stem}.png", size=(200, 240))
         photo(root / "mine" / "images" / subset / f"{stem}.png")
+        photo(root / "photos" / subset / "holiday" / f"{stem}.png")
         mask(root / "mine" / "masks" / subset / f"{stem}.png", 2, 255)
         depth = root / "maps" / subset / "depth" / f"{stem}.png"
         depth.parent.mkdir(parents=True, exist_ok=True)
