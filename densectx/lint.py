@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -17,8 +16,7 @@ from densectx.data.module import DATA_KEYS, read_here, whole
 from densectx.data.presets import PRESETS
 from densectx.data.survey import Survey, class_weights, look
 from densectx.errors import ConfigError, DataError
-from densectx.parsing import Parser
-from densectx.registry import allow_import
+from densectx.parsing import FLAGS, Parser, take_flags
 from densectx.types import SourceInfo
 
 FORMAT: Final = 1
@@ -31,11 +29,10 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: a usage error, or the config cannot be read or has no data.
     """
-    given = _parser().parse_args(arguments)
-    for package in given.allow_import:
-        allow_import(package)
+    words, flags = take_flags(arguments)
+    given = _parser().parse(words)
     workers = whole(given.num_workers, "--num-workers", least=0)
-    surveys, infos, expected = survey([given.config, *given.more], workers)
+    surveys, infos, expected = survey([given.config, *given.more], flags, workers)
     found = [*problems(surveys, infos, expected)]
     if given.json:
         sys.stdout.write(json.dumps(_as_json(surveys, infos, found), indent=1) + "\n")
@@ -44,28 +41,30 @@ def main(arguments: Sequence[str]) -> int:
     return 3 if any(problem.severity == "error" for problem in found) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         "lint",
         description="Read every sample of a config's data once: what would break training (status 3), and what would"
         " spoil it: missing classes, palettes that disagree, pairs and masks that do not lie on each other, repeated"
         " pictures, training pictures (and copies of them) in the validation.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="the config whose data.sources are read, every sample once")
+    parser.add_argument("config", metavar="CONFIG", help=f"the config whose data.sources are read; {FLAGS}")
     parser.add_argument("-c", dest="more", action="append", default=[], metavar="FILE", help="merged after it")
     parser.add_argument("--json", action="store_true", help='print one object with "format": 1')
     parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 0, metavar="N", help="loader processes")
-    parser.add_argument("--allow-import", action="append", default=[], metavar="PKG", help="as for fit")
+    parser.add_allow_import()
     return parser
 
 
-def survey(files: Sequence[str], workers: int) -> tuple[Surveys, dict[str, SourceInfo], dict[str, Expected]]:
+def survey(
+    files: Sequence[str], flags: Sequence[tuple[str, str]], workers: int
+) -> tuple[Surveys, dict[str, SourceInfo], dict[str, Expected]]:
     """Read every sample of every split: {source: {split: what was found}}, what each source is, and is said to be.
 
     A split that cannot be listed has one error and no samples; a test split without a folder of its own is not asked
     for until ``densectx test``, so it is left out.
     """
-    composed = compose(files)
+    composed = compose(files, flags)
     if not isinstance(composed.values.get("data"), Mapping):
         raise ConfigError(f"{files[0]}: has no data; lint looks at data.sources.")
     options = composed.values["data"]

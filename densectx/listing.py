@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
+import re
 import subprocess
-import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final, final
@@ -16,6 +16,7 @@ import densectx
 from densectx.distributions import unmet
 from densectx.docstrings import plain
 from densectx.errors import ConfigError, unknown
+from densectx.imports import child_command
 from densectx.registry import REGISTRIES, Entry, Registry, documentation
 
 CHECK_SECONDS: Final = 120.0
@@ -101,8 +102,7 @@ def _judge(entry: Entry, clash: bool) -> Listed:
 def _broken(entry: Entry) -> str:
     """Why an entry cannot be imported, or ``""``. Own process: an import may exit, hang or take the process down."""
     name = f"{entry.distribution}/{entry.name}"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    command = [sys.executable, "-P", "-c", _CHECK, entry.kind, name]  # -P: this folder may hold any difflib.py
+    command, environment = child_command("-c", _CHECK, entry.kind, name)
     try:
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_SECONDS, check=False
@@ -145,7 +145,7 @@ def as_json(lines: list[Listed]) -> str:
 
 
 def shown(kind: str, name: str) -> str:
-    """Origin, options and docstring of one name; imports it.
+    """Origin, options that a config may set, and docstring of one name; imports it.
 
     Raises:
         ConfigError: unknown kind or name.
@@ -153,10 +153,23 @@ def shown(kind: str, name: str) -> str:
     """
     registry = registry_of(kind)
     entry = registry.entry(name)
-    options = registry.options(name)
+    options = [option for key, option in registry.options(name).items() if key not in registry.runtime]
     lines = [f"{registry.singular} {entry.name}", f"from {entry.origin} ({entry.target})", "", "options:"]
-    lines += [f"  {_option(option)}" for option in options.values()] or ["  none"]
-    return "\n".join([*lines, "", plain(documentation(registry.get(name)))]).rstrip() + "\n"
+    lines += [f"  {_option(option)}" for option in options] or ["  none"]
+    text = _without(documentation(registry.get(name)), registry.runtime)
+    return "\n".join([*lines, "", plain(_padded(text))]).rstrip() + "\n"
+
+
+def _without(text: str, names: Iterable[str]) -> str:
+    """A docstring without the descriptions of some arguments."""
+    for name in names:
+        text = re.sub(rf"^    {name}: .*(\n     .*)*\n?", "", text, flags=re.MULTILINE)
+    return re.sub(r"^Args:\n*(?=\S|\Z)", "", text, flags=re.MULTILINE)
+
+
+def _padded(text: str) -> str:
+    """With a space more behind a cell of a table for each mark that :func:`plain` makes shorter by one."""
+    return re.sub(r"(\S(?: ?\S)*) {2,}", lambda cell: cell[0] + " " * cell[1].count("``"), text)
 
 
 def _option(option: inspect.Parameter) -> str:

@@ -73,7 +73,7 @@ class Normaliser:
         rows = [self._counted(one, device) for one in targets]
         has = torch.tensor([[key in one for key in self._tasks] for one in targets], dtype=torch.float64, device=device)
         counts = torch.cat([torch.stack(rows), has], dim=1)
-        _sum_over_ranks(counts)
+        sum_over_ranks(counts)
         present = (counts[:, len(self.terms) :] > 0).sum(0).tolist()
         return Window(counts[:, : len(self.terms)].tolist(), dict(zip(self._tasks, present, strict=True)), divisor)
 
@@ -94,7 +94,7 @@ class Normaliser:
         zero = torch.zeros((), device=device)
         table = [terms[key][term] if key in terms else (zero, zero) for key, term in self.terms]
         sums = torch.stack([torch.stack([total.detach(), weight]) for total, weight in table]).double()
-        world = _sum_over_ranks(sums)
+        world = sum_over_ranks(sums)
         totals: list[list[float]] = sums.tolist()
         batches = 1 if window is None else len(window.counts)
         times = 1 if window is None else window.divisor
@@ -141,8 +141,8 @@ class Normaliser:
         ).double()
 
 
-def _sum_over_ranks(table: Tensor) -> int:
-    """Sum in place; returns the number of ranks."""
+def sum_over_ranks(table: Tensor) -> int:
+    """Sum a tensor over ranks, in place; returns the number of ranks, 1 without a process group."""
     if not (is_available() and is_initialized()):
         return 1
     all_reduce(table, op=ReduceOp.SUM)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -51,10 +51,11 @@ class Registry(Generic[T]):
         kind: plural of the kind, e.g. ``"tasks"``.
         builtin: name -> ``"module:attribute"`` of densectx's own.
         contract: ``"module:attribute"`` of the class that every part is an instance of; ``""`` for none.
+        runtime: arguments that densectx supplies and no config may set.
     """
 
-    def __init__(self, kind: str, builtin: Mapping[str, str], contract: str = "") -> None:
-        self.kind, self.contract = kind, contract
+    def __init__(self, kind: str, builtin: Mapping[str, str], contract: str = "", runtime: Sequence[str] = ()) -> None:
+        self.kind, self.contract, self.runtime = kind, contract, tuple(runtime)
         self.singular = kind.removesuffix("es") if kind == "losses" else kind.removesuffix("s")
         self._builtin = dict(builtin)
         self._local: dict[str, Factory] = {}
@@ -254,13 +255,19 @@ def documentation(factory: Factory) -> str:
     return inspect.getdoc(factory.func if isinstance(factory, partial) else factory) or ""
 
 
+_OF_HEADS = ("features", "in_channels", "out_channels", "scale", "residual", "exclusive")
+
 BACKBONES: Registry[Any] = Registry("backbones", BUILTIN["backbones"], "densectx.backbones.base:Backbone")
-CONTEXTS: Registry[Any] = Registry("contexts", BUILTIN["contexts"], "densectx.nn.context:Context")
-HEADS: Registry[Any] = Registry("heads", BUILTIN["heads"], "densectx.heads.base:Head")
-TASKS: Registry[Any] = Registry("tasks", BUILTIN["tasks"], "densectx.tasks.base:Task")
-DATASETS: Registry[Any] = Registry("datasets", BUILTIN["datasets"], "densectx.data.base:Dataset")
-LOSSES: Registry[Any] = Registry("losses", BUILTIN["losses"], "densectx.losses.base:Loss")
-BALANCING: Registry[Any] = Registry("balancing", BUILTIN["balancing"], "densectx.balancing.base:Balancing")
+CONTEXTS: Registry[Any] = Registry("contexts", BUILTIN["contexts"], "densectx.nn.context:Context", ["in_channels"])
+HEADS: Registry[Any] = Registry("heads", BUILTIN["heads"], "densectx.heads.base:Head", _OF_HEADS)
+TASKS: Registry[Any] = Registry(
+    "tasks", BUILTIN["tasks"], "densectx.tasks.base:Task", ["features", "in_channels", "info"]
+)
+DATASETS: Registry[Any] = Registry("datasets", BUILTIN["datasets"], "densectx.data.base:Dataset", ["split"])
+LOSSES: Registry[Any] = Registry(
+    "losses", BUILTIN["losses"], "densectx.losses.base:Loss", ["form", "ignore_index", "classes"]
+)
+BALANCING: Registry[Any] = Registry("balancing", BUILTIN["balancing"], "densectx.balancing.base:Balancing", ["tasks"])
 MODELS: Registry[Any] = Registry("models", BUILTIN["models"])
 
 REGISTRIES: dict[str, Registry[Any]] = {

@@ -17,8 +17,7 @@ from densectx.data.base import Dataset, FromFiles, Split
 from densectx.data.module import DATA_KEYS, RESERVED, read_here, whole
 from densectx.data.shards_output import FORMAT, SUMMARY, is_there, write_all
 from densectx.errors import ConfigError, DataError
-from densectx.parsing import Parser
-from densectx.registry import allow_import
+from densectx.parsing import FLAGS, Parser, take_flags
 
 _UNITS: Final = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 _DESCRIPTION: Final = """\
@@ -39,7 +38,7 @@ _EPILOG: Final = """\
 A run that was stopped goes on behind its last finished shard. An output that is there already from the same data,
 config and size is left as it is; any other is refused, unless --overwrite.
 
-Exit status: 0 done, 2 usage or config, 3 a sample is bad (densectx lint names all), 8 storage.
+Exit status: 3 where a sample is bad (densectx lint names all); `densectx --help` lists all.
 """
 
 
@@ -51,11 +50,10 @@ def main(arguments: Sequence[str]) -> int:
         DataError: a sample cannot be read.
         StorageError: a file cannot be written.
     """
-    given = _parser().parse_args(arguments)
-    for package in given.allow_import:
-        allow_import(package)
+    words, flags = take_flags(arguments)
+    given = _parser().parse(words)
     workers, size = whole(given.num_workers, "--num-workers", least=0), _bytes(given.size)
-    sources, specs = _sources([given.config, *given.more])
+    sources, specs = _sources([given.config, *given.more], flags)
     out, said = Path(given.out), sys.stderr.write
     inputs = _inputs(sources, specs, size)
     status = "skipped" if is_there(out, inputs, sources, overwrite=given.overwrite) else "done"
@@ -73,18 +71,18 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(
         "shard", formatter_class=argparse.RawDescriptionHelpFormatter, description=_DESCRIPTION, epilog=_EPILOG
     )
-    parser.add_argument("config", metavar="CONFIG", help="the config whose data.sources are written")
+    parser.add_argument("config", metavar="CONFIG", help=f"the config whose data.sources are written; {FLAGS}")
     parser.add_argument("-c", dest="more", action="append", default=[], metavar="FILE", help="merged after it")
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the shards")
     parser.add_argument("--size", default="256MB", metavar="BYTES", help="of a shard, at most (default: 256MB)")
     parser.add_argument("--overwrite", action="store_true", help="replace other shards in DIR")
     parser.add_argument("--json", action="store_true", help='print the summary, one object with "format": 1')
     parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 0, metavar="N", help="reading processes")
-    parser.add_argument("--allow-import", action="append", default=[], metavar="PKG", help="as for fit")
+    parser.add_allow_import()
     return parser
 
 
@@ -95,9 +93,11 @@ def _bytes(text: str) -> int:
     return int(match[1]) * _UNITS[match[2] or "B"]
 
 
-def _sources(files: Sequence[str]) -> tuple[dict[str, dict[str, Dataset]], dict[str, Any]]:
+def _sources(
+    files: Sequence[str], flags: Sequence[tuple[str, str]]
+) -> tuple[dict[str, dict[str, Dataset]], dict[str, Any]]:
     """The splits of each source that have samples, and its options; a test split that cannot be listed is left out."""
-    composed = compose(files)
+    composed = compose(files, flags)
     if not isinstance(composed.values.get("data"), Mapping):
         raise ConfigError(f"{files[0]}: has no data; shard writes data.sources.")
     options = composed.values["data"]

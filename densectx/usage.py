@@ -6,6 +6,7 @@ from densectx.building import build_module
 from densectx.data.module import DataModule
 from densectx.data.transforms import Augment
 from densectx.docstrings import arguments, first_sentence
+from densectx.parsing import STATUSES
 
 
 def help_text(command: str) -> str:
@@ -55,5 +56,9 @@ def help_text(command: str) -> str:
         "",
         "  DENSECTX_TIMEOUT       seconds that a rank waits for the others in a collective (300)",
         "  DENSECTX_START_TIMEOUT seconds in which all ranks have to meet (20; 60 where this command starts them)",
+        "",
+        STATUSES.rstrip(),
     ]
+    if command == "fit":
+        lines.append("after 130 and 143 a checkpoint is there if a step was done: --resume goes on")
     return "\n".join(lines) + "\n"

@@ -164,9 +164,7 @@ class _Builder:
             return self._mapping(node, depth)
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
             return [self.value(item, depth + 1) for item in node.value]
-        if isinstance(node, yaml.ScalarNode) and node.tag in {
-            f"{_TAG}{t}" for t in ("str", "int", "float", "bool", "null")
-        }:
+        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
             value = self._loader.construct_object(node)
             if isinstance(value, int) and abs(value) >= 1 << 1024:
                 raise self._error(node, "a whole number of more than 1024 bits")

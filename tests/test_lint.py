@@ -14,6 +14,8 @@ from tifffile import imwrite
 
 from densectx import DATASETS, cli
 from densectx.data.base import Dataset
+from densectx.data.causes import size_of_file
+from densectx.data.reader import read_image
 from densectx.data.survey import class_weights
 from densectx.types import SourceInfo
 
@@ -181,6 +183,29 @@ def test_every_option_of_the_data_is_known(tree, tmp_path, capsys):
     assert cli.main(["lint", str(config), "-c", str(more), "--num-workers", "0"]) == 0, capsys.readouterr().err
 
 
+def test_flags_of_fit_are_merged_last(lint):
+    assert (
+        lint("--data.sources.scenes.classes", "[sky, road, car]", "--data.num_workers=3", "--model.norm", "group")[0]
+        == 0
+    )
+    assert lint("--data.sources.scenes.classes", "[sky, road]")[0] == 3, "id 2 is none of these"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--data.sources.scenes.root", "elsewhere", "none.yaml"], "'none.yaml' does not exist"),
+        (["{config}", "--data.sources.scenes.rot", "elsewhere"], "did you mean 'root'?"),
+        (["{config}", "--data.sources.scenes.root"], "--data.sources.scenes.root needs a value"),
+        (["{config}", "--date.sources.scenes.root", "x"], "unknown option '--date.sources.scenes.root'"),
+    ],
+)
+def test_flags_that_cannot_be_merged(tmp_path, capsys, arguments, part):
+    (tmp_path / "config.yaml").write_text(CONFIG.format(root=tmp_path, extra=""))
+    assert cli.main(["lint", *(text.replace("{config}", str(tmp_path / "config.yaml")) for text in arguments)]) == 2
+    assert part in capsys.readouterr().err
+
+
 def test_the_number_of_workers_is_checked(lint, capsys):
     assert lint("--num-workers", "-1")[0] == 2
     config = ["lint", "there-is-none.yaml", "--num-workers", "-1"]
@@ -285,6 +310,16 @@ def test_labels_that_are_turned_or_of_another_size(tree, lint):
     messages = [message for _, _, message in problems]
     assert any("4 labels have height and width exchanged" in m for m in messages)
     assert any("2 labels are 2 times as large as their images" in m and "resize one" in m for m in messages)
+
+
+@pytest.mark.parametrize("extension", ["tif", "jpg", "png"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_of_a_turned_file_is_that_of_its_picture(tmp_path, extension, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"a.{extension}"
+    Image.new("RGB", (7, 5)).save(path, exif=exif)
+    assert size_of_file(str(path)) == tuple(read_image(path)[0].shape[1:])
 
 
 def test_images_of_different_sizes_in_a_batch(tree, lint):

@@ -17,6 +17,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from torchmetrics import Metric
 
 import densectx
 from densectx import cli
@@ -268,6 +269,46 @@ def test_measures_are_those_of_the_fit(run):
             assert value == pytest.approx(logged[f"val/{key}/{name}"], rel=1e-4, abs=1e-4, nan_ok=True), (key, name)
 
 
+class Unsaid(Metric):
+    """Squared errors; as torchmetrics' guide writes one, without ``full_state_update``."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, prediction, baseline, truth):
+        self.total += torch.stack([(answer - truth).square().double().mean() for answer in (prediction, baseline)])
+
+    def compute(self):
+        return {"psnr": self.total[0], "psnr_noisy": self.total[1]}
+
+
+class Nested(Metric):
+    """States of its own beside those of another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Unsaid()
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, *images):
+        self.inner.update(*images)
+        self.count += len(images[0])
+
+    def compute(self):
+        return {name: total / self.count for name, total in self.inner.compute().items()}
+
+
+@pytest.mark.parametrize(("metric", "factor"), [(Unsaid, 1), (Nested, len(NAMES))])
+def test_metrics_that_torchmetrics_does_not_merge(run, metric, factor):
+    model = densectx.load(run)
+    model.task("denoising").metrics = metric()
+    one = measure(model, DataModule(densectx_data(run), num_workers=0), "val", seed=0)["denoising"]
+    for name, single in (("psnr", [s.score for s in one.scored]), ("psnr_noisy", [s.trivial for s in one.scored])):
+        assert len(single) == len(NAMES)
+        assert one.values[name] * factor == pytest.approx(sum(single))
+
+
 def test_scores_of_single_images(run):
     """PSNR of a denoised image, by its definition."""
     model, data = densectx.load(run), DataModule(densectx_data(run), num_workers=0)
@@ -437,6 +478,17 @@ def test_history_reads_what_the_fit_wrote(run, tmp_path):
     assert read_history(tmp_path / "none.csv").steps == 0
 
 
+def test_what_a_user_logs_for_no_task_is_a_curve(copied):
+    rows = list(csv.DictReader((copied / "metrics.csv").open()))
+    with (copied / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "val/loss"])
+        writer.writeheader()
+        writer.writerows({**row, "val/loss": 0.5} for row in rows)
+    page = page_of(copied, limit=1)
+    assert any("as the fit logged it" in e["text"] for e in page.all("caption"))
+    assert "val/loss" in [e["text"] for e in page.all("figcaption")]
+
+
 def test_conflicts_are_shown_where_they_were_logged(copied, page):
     assert "conflict" not in {e["attributes"].get("id") for e in page.found}
     rows = list(csv.DictReader((copied / "metrics.csv").open()))
@@ -552,6 +604,8 @@ def test_of_one_checkpoint(copied, capsys):
         ([], "required: RUN"),
         (["x", "--limit", "-1"], "--limit -1"),
         (["x", "--split", "train"], "invalid choice"),
+        (["x", "--limits", "1"], "unknown option '--limits'; did you mean '--limit'?"),
+        (["x", "y"], "unexpected 'y'"),
     ],
 )
 def test_usage(capsys, arguments, part):

@@ -167,6 +167,18 @@ def test_one_channel_is_measured_on_the_luma_of_the_colours_that_it_was_made_of(
     assert read["colour", 1] - read["gray", 1] == pytest.approx(20 * math.log10(255 / 219), abs=0.02)
 
 
+def test_the_answer_to_a_gray_file_is_measured_as_predict_writes_it():
+    """All of its channels: red alone says nothing of the others."""
+    task = build("super_resolution").eval().task("t")
+    x, target = task.prepare(batch(smooth(channels=1).expand(1, 3, -1, -1), gray=True), rngs(1))
+    answer = bicubic(x, up=2)
+    answer = answer + torch.tensor([0.0, 0.1, -0.1]).view(1, 3, 1, 1)
+    task.update(answer, x, target)
+    written = (0.299 * answer[:, 0] + 0.587 * answer[:, 1] + 0.114 * answer[:, 2]).clamp(0, 1)
+    error = ((written * 255).round() - (target["image"][:, 0] * 255).round())[..., 2:-2, 2:-2] / 255
+    assert task.metrics.compute()["psnr"].item() == pytest.approx(-10 * math.log10(error.square().mean()), abs=1e-3)
+
+
 def test_the_enlarged_input_gives_an_answer_of_the_same_size():
     post, pre = (build("super_resolution", scale=3, upsampling=where).eval() for where in ("post", "pre"))
     image = torch.rand(2, 3, 7, 9, generator=noise(0))

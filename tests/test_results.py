@@ -420,6 +420,13 @@ def test_a_run_becomes_a_model_of_the_package(tools, run, recorded, package, tmp
     assert str(run[0]).encode() not in file.read_bytes()  # no folder of the machine that trained it
 
 
+def test_the_terms_of_the_first_of_two_runs_stand_in_the_card(tools, recorded):
+    one = recorded[1]["tiny-set5-x2-psnr"]
+    first = {**one, "command": f"densectx fit -c configs/recipes/sr_x2.yaml && {one['command']}"}
+    cards = [tools["zoo"].card_of("sr-x2", {"a": found}, 1, "float16", []) for found in (one, first)]
+    assert ["T91 (Yang" in card for card in cards] == [False, True]
+
+
 def test_a_model_whose_metrics_move_is_refused(tools, run, recorded, package, tmp_path):
     before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit, match="half precision moves these"):
@@ -444,3 +451,22 @@ def test_large_files_and_weights_that_overflow_are_refused(tools, tmp_path):
         tools["zoo"].check_size(big, [other])
     with pytest.raises(SystemExit, match="take bfloat16"):
         tools["zoo"].halved({"w": torch.full((2, 2), 1e5)}, torch.float16)
+
+
+# arms of several runs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", ["transfer", "context_ablation"])
+def test_only_a_run_with_the_same_steps_and_flags_is_not_done_again(script, tools, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    train, commands = importlib.import_module(script).train, []
+
+    def fit(command, **_):
+        commands.append(command)
+        (tmp_path / "runs" / command[command.index("--name") + 1] / "0").mkdir(parents=True)
+
+    monkeypatch.setattr("subprocess.run", fit)
+    asked = [(10, []), (20, []), (10, ["--model.norm", "group"]), (10, [])]
+    runs = [train(tmp_path, "arm-0", 0, steps, flags) for steps, flags in asked]
+    assert runs[0] == runs[3]
+    assert len(set(runs)) == len(commands) == 3

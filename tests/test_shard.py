@@ -285,6 +285,20 @@ def test_a_killed_run_is_gone_on_with(tree, every, tmp_path, samples, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["ids", "shards.json"]
 
 
+@pytest.mark.parametrize("left", [0, 3, 40, -30])
+def test_a_damaged_table_of_a_killed_run_is_written_again(tree, every, tmp_path, left):
+    file = config(tmp_path / "c.yaml", {"ids": sources(tree)["ids"]})
+    arguments = ["shard", file, "-o", str(tmp_path / "out"), "--size", "8kB", "--num-workers", "0"]
+    process = multiprocessing.get_context("fork").Process(target=killed_after, args=(3, arguments))
+    process.start()
+    process.join(30)
+    part = tmp_path / "out/ids/.train-000000.tar.part"
+    head, _, rest = part.read_bytes().partition(b"\n")
+    part.write_bytes(head + b"\n" + rest[:left])
+    assert main(arguments) == 0
+    assert contents(tmp_path / "out")["ids/train-000000.tar"] == contents(every)["ids/train-000000.tar"]
+
+
 def without_space(arguments, queue):
     """In a process of its own: the command, whose files may not grow beyond a shard and a half."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
@@ -378,6 +392,8 @@ def test_usage(tree, tmp_path, capsys):
     shard(config(tmp_path / "overlay.yaml", None), "-o", out, status=2)
     assert "data.sources is missing; the configs folder of densectx has examples." in capsys.readouterr().err
     assert not out.exists()
+    shard(file, "-o", out, "--data.sources.a.root", tmp_path / "nowhere", status=3)
+    assert str(tmp_path / "nowhere") in capsys.readouterr().err
     shard(file, "-o", out, "--size", "1MiB")  # data.timeout is an option of a fit, so the config may have it
 
 

@@ -53,6 +53,7 @@ TRAINING = {
     "precision",
     "loggers",
     "usage",
+    "trainer_checks",
 }
 ALL = BASE | {"nn", "tasks", "model", "data", "testing", "checkpoint"} | PARTS | ABOVE | TRAINING
 ALL |= {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} - {"__init__"}

@@ -23,11 +23,11 @@ from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ReduceOp, all_reduce, get_world_size, is_available, is_initialized
 
 from densectx.errors import ConfigError
 from densectx.model import DenseModel
 from densectx.nn.norm import PerInput
+from densectx.normalising import sum_over_ranks
 
 Of: TypeAlias = Literal["weights", "features"]
 OF: Final = ("weights", "features")
@@ -74,9 +74,7 @@ def of_weights(
             parts = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
             torch.cat([part.flatten().to(dtype) for part in parts], out=row)
     table /= scale
-    if is_available() and is_initialized():
-        all_reduce(table, op=ReduceOp.SUM)
-        table /= get_world_size()
+    table /= sum_over_ranks(table)
     table = table.double()
     return (table @ table.T).cpu()
 
@@ -120,7 +118,5 @@ def of_features(
         ]
         table = torch.stack(rows)
         gram = table @ table.T
-    if is_available() and is_initialized():
-        all_reduce(gram, op=ReduceOp.SUM)
-        gram /= get_world_size() ** 2  # of means over ranks, as the gradients of weights are
+    gram /= sum_over_ranks(gram) ** 2  # of means over ranks, as the gradients of weights are
     return gram.cpu()

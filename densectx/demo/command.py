@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, final
 
 from densectx.demo.store import FORGET_EVERY
-from densectx.errors import ConfigError, unknown
-from densectx.imports import allow_import
+from densectx.errors import ConfigError
 from densectx.model_names import where_to_get
 from densectx.parsing import Parser
 from densectx.registry import MODELS
@@ -40,8 +39,6 @@ def main(argv: Sequence[str]) -> int:
         CheckpointError, PluginError: the model cannot be loaded.
     """
     given = _parsed(argv)
-    for package in given.allow_import:
-        allow_import(package)
     name = given.model or _default()
     with _listening(given.host, given.port) as listening:
         from densectx.demo.build import Limits, build  # torch only now: --help and usage errors are quick
@@ -100,7 +97,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         "demo",
         description="A page on this machine to try a model on pictures. Nothing leaves the machine, and only this"
         " machine reaches the page; from another one: ssh -L PORT:127.0.0.1:PORT THIS_MACHINE.",
-        epilog="Exit status: 130 after Ctrl-C, 2 usage or port, 4 model, 5 plug-in.",
+        epilog="Exit status: 130 after Ctrl-C, 2 also where the port is taken; `densectx --help` lists all.",
     )
     parser.add_argument(
         "model",
@@ -108,30 +105,19 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         metavar="MODEL",
         help=f"checkpoint, .safetensors file, run folder or model name (default: {DEFAULT}, if it is installed)",
     )
-    options = [
-        parser.add_argument("--port", type=_whole(0, 65535), default=_PORT, help="0 takes any free port (%(default)s)"),
-        parser.add_argument(
-            "--host", choices=("127.0.0.1", "::1"), default="127.0.0.1", help="of this machine, always"
-        ),
-        parser.add_argument("--tasks", metavar="A,B", help="tasks to offer (default: all of the model)"),
-        parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda, ..."),
-        parser.add_argument("--max-mb", type=_positive, default=20.0, metavar="MB", help="of a file (%(default)g)"),
-        parser.add_argument(
-            "--max-mpx", type=_positive, default=40.0, metavar="MPX", help="million pixels of a picture (%(default)g)"
-        ),
-        parser.add_argument(
-            "--queue", type=_whole(0, 1000), default=8, metavar="N", help="pictures that may wait (%(default)s)"
-        ),
-        parser.add_argument(
-            "--allow-import", action="append", default=[], metavar="PKG", help="let the model name PKG.module:Attr"
-        ),
-    ]
-    known = ["--help", *(name for action in options for name in action.option_strings)]
-    given, extra = parser.parse_known_args(list(argv))
-    if extra:
-        wrong = next((text for text in extra if text.startswith("-")), extra[0])
-        parser.error(unknown("option", wrong.partition("=")[0], known).removesuffix("."))
-    return given
+    parser.add_argument("--port", type=_whole(0, 65535), default=_PORT, help="0 takes any free port (%(default)s)")
+    parser.add_argument("--host", choices=("127.0.0.1", "::1"), default="127.0.0.1", help="of this machine, always")
+    parser.add_argument("--tasks", metavar="A,B", help="tasks to offer (default: all of the model)")
+    parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda, ...")
+    parser.add_argument("--max-mb", type=_positive, default=20.0, metavar="MB", help="of a file (%(default)g)")
+    parser.add_argument(
+        "--max-mpx", type=_positive, default=40.0, metavar="MPX", help="million pixels of a picture (%(default)g)"
+    )
+    parser.add_argument(
+        "--queue", type=_whole(0, 1000), default=8, metavar="N", help="pictures that may wait (%(default)s)"
+    )
+    parser.add_allow_import("let the model name PKG.module:Attr")
+    return parser.parse(argv)
 
 
 @final

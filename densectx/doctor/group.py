@@ -26,6 +26,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 import densectx
 from densectx.doctor.findings import Finding
 from densectx.errors import DistributedError
+from densectx.imports import child_command
 
 LOCAL: Final = 2  # processes of a machine without GPUs
 _CHILD: Final = "from densectx.doctor.group import child; child()"
@@ -175,14 +176,12 @@ def local(seconds: float) -> dict[str, Any]:
     nccl = torch.cuda.is_available() and torch.cuda.device_count() >= world  # it takes no two ranks of one GPU
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     children = []
     try:
         for rank in range(world):
             told = {"rank": rank, "world": world, "port": port, "seconds": seconds, "nccl": nccl}
-            environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-            # -P: the working directory may hold any difflib.py, and would come first
-            command = [sys.executable, "-P", "-c", _CHILD, json.dumps(told)]
+            command, environment = child_command("-c", _CHILD, json.dumps(told))
+            environment["OMP_NUM_THREADS"] = "1"
             pipe = subprocess.PIPE
             children.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
         answers = []

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from densectx.errors import unknown
-from densectx.imports import allow_import
 from densectx.parsing import Parser
 
 KINDS = {
@@ -29,8 +27,6 @@ def main(argv: Sequence[str]) -> int:
         ConfigError, CheckpointError, PluginError, NumericError, StorageError: as :func:`densectx.export.run.run`.
     """
     given = _parsed(argv)
-    for package in given.allow_import:
-        allow_import(package)
     from densectx.export.run import run  # torch only now: --help and usage errors are quick
 
     tasks = None if given.tasks is None else [name.strip() for name in given.tasks.split(",")]
@@ -59,23 +55,13 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         " before it is kept.",
         epilog="formats:\n"
         + "\n".join(f"  {name:<12} {text}" for name, text in KINDS.items())
-        + "\n\nExit status: 0 done, 2 usage, 4 model, 5 plug-in, 6 the file answers otherwise (nothing is left of it),"
-        " 8 storage.",
+        + "\n\nExit status: 6 where the file answers otherwise (nothing is left of it); `densectx --help` lists all.",
     )
-    options = [
-        parser.add_argument("model", metavar="MODEL", help="checkpoint, .safetensors file, run folder or model name"),
-        parser.add_argument("-f", "--format", required=True, choices=KINDS, help="see below"),
-        parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the file to write"),
-        parser.add_argument("--tasks", metavar="A,B", help="tasks to answer (default: all of the model)"),
-        parser.add_argument("--overwrite", action="store_true", help="replace an existing file"),
-        parser.add_argument("--json", action="store_true", help='print one object with "format": 1'),
-        parser.add_argument(
-            "--allow-import", action="append", default=[], metavar="PKG", help="let the model name PKG.module:Attr"
-        ),
-    ]
-    known = ["--help", *(name for action in options for name in action.option_strings)]
-    given, extra = parser.parse_known_args(list(argv))
-    if extra:
-        wrong = next((text for text in extra if text.startswith("-")), extra[0])
-        parser.error(unknown("option", wrong.partition("=")[0], known).removesuffix("."))
-    return given
+    parser.add_argument("model", metavar="MODEL", help="checkpoint, .safetensors file, run folder or model name")
+    parser.add_argument("-f", "--format", required=True, choices=KINDS, help="see below")
+    parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--tasks", metavar="A,B", help="tasks to answer (default: all of the model)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--json", action="store_true", help='print one object with "format": 1')
+    parser.add_allow_import("let the model name PKG.module:Attr")
+    return parser.parse(argv)

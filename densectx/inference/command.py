@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
-from densectx.errors import ConfigError, unknown
-from densectx.imports import allow_import
+from densectx.errors import ConfigError
 from densectx.inference.launch import LAUNCHED, launch
 from densectx.parsing import Parser
 
@@ -33,8 +32,6 @@ def main(argv: Sequence[str]) -> int:
         ConfigError, CheckpointError, PluginError, StorageError: as :func:`densectx.inference.loop.run`.
     """
     given = _parsed(argv)
-    for package in given.allow_import:
-        allow_import(package)
     if given.devices > 1 and LAUNCHED not in os.environ:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise ConfigError("predict: --devices under torchrun, which has its processes already; leave it away.")
@@ -77,69 +74,60 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         description="Answer for images and write the answers to DIR/<task>/<folder>/<stem>.png, with a summary.json.",
         epilog="Images are taken upright: an EXIF orientation is applied and answers carry none. Colour profiles (ICC)"
         " are ignored: values are taken as sRGB, and answers carry no profile. Transparency is laid over white; answers"
-        " are opaque. Exit status: 0 done, 2 usage, 3 some inputs are bad and the rest is done, 4 model, 8 storage.",
+        " are opaque. Exit status: 3 where some inputs are bad and the rest is done; `densectx --help` lists all.",
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint, .safetensors file, run folder or model name")
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT", help="images, folders (recursive), globs, or - for a list on stdin"
     )
-    options = [
-        parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the answers"),
-        parser.add_argument("--tasks", metavar="A,B", help="tasks to answer (default: all of the model)"),
-        parser.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="TASK.OPTION=NUMBER",
-            help="e.g. denoising.sigma=25; negative: estimated",
-        ),
-        parser.add_argument(
-            "--tile",
-            metavar="HOW",
-            help="how large images are taken: whole; exact or exact:N, in tiles of N pixels that give the answer of the"
-            " whole; N, in blended windows of N pixels, whose seam error is printed; paper, as the published networks"
-            " were (default: paper for their classes in float32; else whole if it fits into memory, else exact, else"
-            " blended)",
-        ),
-        parser.add_argument(
-            "--tta",
-            action="store_true",
-            help="average the answers to several views of each image: the 8 mirrored and turned ones where it is"
-            " restored, the image and its mirror image where another picture or values are the answer; for classes and"
-            " labels the probabilities of these two at 0.75, 1 and 1.25 times the size (resized bilinearly,"
-            " antialiased, answers back again)",
-        ),
-        parser.add_argument("--raw", action="store_true", help="add <stem>.npy, the model's answer as float32"),
-        parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda, ..."),
-        parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="bf16: autocast (default: 32)"),
-        parser.add_argument(
-            "--devices",
-            type=_count,
-            default=1,
-            metavar="N",
-            help="share the images among N processes, one a GPU or each with its part of the CPU's cores; the processes"
-            " of torchrun share them too (default: 1)",
-        ),
-        parser.add_argument(
-            "--batch",
-            type=_count,
-            default=1,
-            metavar="N",
-            help="up to N images of one size, one behind the other, go through the model together if they are taken"
-            " whole (default: 1)",
-        ),
-        parser.add_argument("--overwrite", action="store_true", help="replace existing outputs; skip none"),
-        parser.add_argument("--json", action="store_true", help="print the summary as one object"),
-        parser.add_argument(
-            "--allow-import", action="append", default=[], metavar="PKG", help="let the model name PKG.module:Attr"
-        ),
-    ]
-    known = ["--help", *(name for action in options for name in action.option_strings)]
-    given, extra = parser.parse_known_intermixed_args(list(argv))
-    if extra:
-        wrong = next((text for text in extra if text.startswith("-")), extra[0])
-        parser.error(unknown("option", wrong.partition("=")[0], known).removesuffix("."))
-    return given
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the answers")
+    parser.add_argument("--tasks", metavar="A,B", help="tasks to answer (default: all of the model)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TASK.OPTION=NUMBER",
+        help="e.g. denoising.sigma=25; negative: estimated",
+    )
+    parser.add_argument(
+        "--tile",
+        metavar="HOW",
+        help="how large images are taken: whole; exact or exact:N, in tiles of N pixels that give the answer of the"
+        " whole; N, in blended windows of N pixels, whose seam error is printed; paper, as the published networks"
+        " were (default: paper for their classes in float32; else whole if it fits into memory, else exact, else"
+        " blended)",
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average the answers to several views of each image: the 8 mirrored and turned ones where it is"
+        " restored, the image and its mirror image where another picture or values are the answer; for classes and"
+        " labels the probabilities of these two at 0.75, 1 and 1.25 times the size (resized bilinearly,"
+        " antialiased, answers back again)",
+    )
+    parser.add_argument("--raw", action="store_true", help="add <stem>.npy, the model's answer as float32")
+    parser.add_argument("--device", default="auto", help="auto (cuda if there is one, else cpu), cpu, cuda, ...")
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32", help="bf16: autocast (default: 32)")
+    parser.add_argument(
+        "--devices",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="share the images among N processes, one a GPU or each with its part of the CPU's cores; the processes"
+        " of torchrun share them too (default: 1)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="up to N images of one size, one behind the other, go through the model together if they are taken"
+        " whole (default: 1)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs; skip none")
+    parser.add_argument("--json", action="store_true", help="print the summary as one object")
+    parser.add_allow_import("let the model name PKG.module:Attr")
+    return parser.parse(argv, intermixed=True)
 
 
 def _count(text: str) -> int:

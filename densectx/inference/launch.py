@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from densectx.errors import DistributedError
+from densectx.imports import child_command
 
 LAUNCHED: Final = "DENSECTX_PREDICT_LAUNCHED"  # is set in the processes that are started here
 _GRACE: Final = 30.0  # seconds to write the summary in, for those that are told to stop
@@ -36,11 +35,9 @@ def launch(arguments: Sequence[str], number: int) -> int:
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    common = {**os.environ, LAUNCHED: "1", "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command, common = child_command("-m", "densectx", "predict", *arguments)
+    common |= {LAUNCHED: "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     common |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-    # -P: a folder of pictures may hold any difflib.py, and would come first; what is imported here is in `path`
-    command = [sys.executable, "-P", "-m", "densectx", "predict", *arguments]
     children: list[subprocess.Popen[bytes]] = []
     with _asked_to_end() as asked:
         try:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from densectx.errors import ConfigError, unknown
-from densectx.imports import allow_import
 from densectx.parsing import Parser
 
 _DESCRIPTION: Final = """\
@@ -30,7 +29,7 @@ examples:
   densectx inspect configs/segmentation_camvid.yaml --field 129 --json
 
 DIR gets inspect.json, figure1.png, growth.png, gallery.png and effective_field.png.
-Exit status: 0 done, 2 usage or config, 4 model, 8 storage.
+Exit status: `densectx --help` lists them.
 """
 
 
@@ -48,8 +47,6 @@ def main(argv: Sequence[str]) -> int:
         CheckpointError, PluginError, StorageError: the model cannot be loaded, the folder cannot be written.
     """
     given = _parsed(argv)
-    for package in given.allow_import:
-        allow_import(package)
     from densectx.inspection.report import Wishes, inspect  # torch only now: --help and usage errors are quick
     from densectx.inspection.subject import subject_of
     from densectx.inspection.text import text_of
@@ -90,33 +87,24 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         metavar="MODEL|CONFIG",
         help="checkpoint, run folder, .safetensors file, name of `densectx list models`, or a .yaml config",
     )
-    options = [
-        parser.add_argument("-o", "--out", metavar="DIR", help="write pictures and inspect.json there"),
-        parser.add_argument("--json", action="store_true", help='print one object with "format": 1'),
-        parser.add_argument("-c", dest="more", action="append", default=[], metavar="FILE", help="merged after CONFIG"),
-        parser.add_argument("--tasks", metavar="A,B", help="tasks to look at (default: all of the model)"),
-        parser.add_argument(
-            "--size", type=_size, default=(512, 512), metavar="HxW", help="picture for the multiply-adds (512x512)"
-        ),
-        parser.add_argument("--field", type=_count, metavar="CELLS", help="suggest dilations for this field"),
-        parser.add_argument(
-            "--shifts", type=_none_or_more, default=16, metavar="N", help="shifts 1 to N; 0 for none (16)"
-        ),
-        parser.add_argument(
-            "--effective",
-            type=_none_or_more,
-            metavar="PIXELS",
-            help="side of the inputs for the effective field; 0 for none (default: what takes seconds)",
-        ),
-        parser.add_argument("--thorough", action="store_true", help="shifts of tasks however long they take"),
-        parser.add_argument("--allow-import", action="append", default=[], metavar="PKG", help="as for fit"),
-    ]
-    known = ["--help", *(name for action in options for name in action.option_strings)]
-    given, extra = parser.parse_known_args(list(argv))
-    if extra:
-        wrong = next((text for text in extra if text.startswith("-")), extra[0])
-        parser.error(unknown("option", wrong.partition("=")[0], known).removesuffix("."))
-    return given
+    parser.add_argument("-o", "--out", metavar="DIR", help="write pictures and inspect.json there")
+    parser.add_argument("--json", action="store_true", help='print one object with "format": 1')
+    parser.add_argument("-c", dest="more", action="append", default=[], metavar="FILE", help="merged after CONFIG")
+    parser.add_argument("--tasks", metavar="A,B", help="tasks to look at (default: all of the model)")
+    parser.add_argument(
+        "--size", type=_size, default=(512, 512), metavar="HxW", help="picture for the multiply-adds (512x512)"
+    )
+    parser.add_argument("--field", type=_count, metavar="CELLS", help="suggest dilations for this field")
+    parser.add_argument("--shifts", type=_none_or_more, default=16, metavar="N", help="shifts 1 to N; 0 for none (16)")
+    parser.add_argument(
+        "--effective",
+        type=_none_or_more,
+        metavar="PIXELS",
+        help="side of the inputs for the effective field; 0 for none (default: what takes seconds)",
+    )
+    parser.add_argument("--thorough", action="store_true", help="shifts of tasks however long they take")
+    parser.add_allow_import()
+    return parser.parse(argv)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -33,7 +33,7 @@ examples:
   densectx convert vgg vgg16-397923af.pth -o vgg16.safetensors
   densectx predict voc.safetensors photos/ -o out
 
-Exit status: 0 done, 2 usage, 4 FILE is damaged or does not fit the net, 8 storage.
+Exit status: 4 where FILE is damaged or does not fit the net; `densectx --help` lists all.
 """
 
 

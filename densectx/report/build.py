@@ -64,8 +64,7 @@ def write_report(
     except OSError as error:
         raise StorageError(f"{target}: cannot be written: {error.strerror}; choose another -o.") from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
     return target, found.missing
 
 
@@ -109,9 +108,10 @@ def _dtype(config: Mapping[str, Any], device: torch.device) -> torch.dtype | Non
 def _scores(run: Run, split: Split, measured: Mapping[str, Measured]) -> Scores:
     """Those of the whole split: as the fit logged them, else as they were measured for this page."""
     step, logged = run.history.validation(run.step)
-    if split == "val" and logged:
+    of_tasks = {key: value for key, value in logged.items() if key.count("/") > 1}  # a user may log val/loss
+    if split == "val" and of_tasks:
         values: dict[str, dict[str, float]] = {}
-        for key, value in logged.items():
+        for key, value in of_tasks.items():
             _, task, metric = key.split("/", 2)
             values.setdefault(task, {})[metric] = value
         known = run.model.tasks if run.model is not None else values

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from densectx.imports import allow_import
 from densectx.parsing import Parser
 
 
@@ -24,8 +23,6 @@ def main(argv: Sequence[str]) -> int:
         StorageError: the file cannot be written.
     """
     given = _parsed(argv)
-    for package in given.allow_import:
-        allow_import(package)
     from densectx.inference.predictor import device_of  # torch only now: --help and usage errors are quick
     from densectx.report.build import write_report
 
@@ -43,7 +40,8 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         "report",
         description="Write a run as one static HTML file: curves, scores beside trivial answers, classes, best and"
         " worst pictures, receptive field, config, environment. It asks no other machine for anything.",
-        epilog="What cannot be had (data that is not there) is left out and said; the status is 3 or 4 then.",
+        epilog="What cannot be had (data that is not there) is left out and said; the exit status is 3 or 4 then, else"
+        " one that `densectx --help` lists.",
     )
     parser.add_argument("run", metavar="RUN", help="run folder (its best checkpoint), or a checkpoint in it")
     parser.add_argument("-o", "--out", metavar="FILE", help="the file to write (RUN/report.html)")
@@ -54,8 +52,8 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         "--limit", type=int, default=0, metavar="N", help="samples of each source at most, spread evenly (all)"
     )
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, ...")
-    parser.add_argument("--allow-import", action="append", default=[], metavar="PKG", help="as for fit")
-    given = parser.parse_args(list(argv))
+    parser.add_allow_import()
+    given = parser.parse(argv)
     if given.limit < 0:
         parser.error(f"--limit {given.limit}: expected a number of at least 0")
     return given

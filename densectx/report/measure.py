@@ -16,6 +16,7 @@ from densectx.data.base import Split
 from densectx.data.collate import Collate
 from densectx.data.items import Items
 from densectx.data.module import DataModule
+from densectx.metrics.states import add_states, metrics_of
 from densectx.model import DenseModel
 from densectx.nn.precision import full
 from densectx.report.errors import ErrorMap, error_map
@@ -122,7 +123,7 @@ def _count(task: Task, answer: Answer, measured: Measured, name: str, ignore_ind
     measured.labelled += 1
     alone = _metric(task)
     _update(task, answer, alone)
-    measured.metric.merge_state(alone)
+    add_states(measured.metric, alone)
     values: dict[str, Tensor] = alone.compute()
     score = float(values.get(task.score.metric, math.nan))
     trivial = float(values.get(f"{task.score.metric}_{task.score.baseline}", math.nan))
@@ -143,10 +144,9 @@ def _count(task: Task, answer: Answer, measured: Measured, name: str, ignore_ind
 def _metric(task: Task) -> Metric:
     """The task's metric from the beginning, and one that waits for no other process: a report is written by one."""
     metric = deepcopy(task.metrics)
-    for module in metric.modules():
-        if isinstance(module, Metric):
-            module.distributed_available_fn = _nobody
-            module.reset()
+    for part in metrics_of(metric):
+        part.distributed_available_fn = _nobody
+        part.reset()
     return metric
 
 

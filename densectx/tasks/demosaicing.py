@@ -14,14 +14,14 @@ from densectx.metrics import ImageMetrics, psnr, quantize
 from densectx.nn.bayer import bilinear, mosaic
 from densectx.registry import HEADS
 from densectx.tasks import restoring
-from densectx.tasks.base import Counting, Options, Target, Task
-from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
+from densectx.tasks.base import Options, Target
+from densectx.types import Feature, Sample, Score, SourceInfo, Spec
 
 BORDER = 10  # pixels that CPSNR leaves out on each side
 
 
 @final
-class Demosaicing(Task, Counting):
+class Demosaicing(restoring.Restoring):
     """Bayer mosaic (B, 1, H, W) -> colour image (B, 3, H, W), sRGB 0..1, unclamped.
 
     The network sees, and corrects, the bilinear interpolation (B, 3, H, W). ``predict`` takes the mosaic as a gray
@@ -74,18 +74,6 @@ class Demosaicing(Task, Counting):
     def inputs(self, image: Tensor, options: Options) -> Tensor:
         """The bilinear picture of the given mosaic."""
         return self._interpolated(image)
-
-    def loss(self, output: Tensor, target: Target) -> Terms:
-        """Of the colour image."""
-        return self.criterion(output, target["image"])
-
-    def weights(self, target: Target) -> dict[str, Tensor]:
-        """Of what is known of the target."""
-        return self.criterion.weights(target["image"])
-
-    def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
-        """The colour image, unclamped."""
-        return output
 
     def update(self, prediction: Tensor, x: Tensor, target: Target) -> None:
         """CPSNR of the answer and of the bilinear picture."""

@@ -14,12 +14,12 @@ from densectx.metrics import quantize
 from densectx.nn.noise import noise_level, signal_noise
 from densectx.registry import HEADS
 from densectx.tasks import restoring
-from densectx.tasks.base import Counting, Options, Target, Task
-from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
+from densectx.tasks.base import Options, Target
+from densectx.types import Feature, Sample, Score, SourceInfo, Spec
 
 
 @final
-class Denoising(Task, Counting):
+class Denoising(restoring.Restoring):
     """Noisy image (B, C, H, W) -> clean image (B, C, H, W), sRGB 0..1, unclamped.
 
     Noise is N(0, (sigma / 255)^2), or with ``noise: poisson_gaussian`` N(0, gain * x + (sigma / 255)^2) at clean
@@ -146,18 +146,6 @@ class Denoising(Task, Counting):
         sigma = _level("sigma", options.get("sigma"), 255.0, image)
         gain = _level("gain", options.get("gain"), 1.0, image) if "gain" in self.options else torch.zeros_like(sigma)
         return torch.cat([image, self._map(image, sigma, gain)], 1)
-
-    def loss(self, output: Tensor, target: Target) -> Terms:
-        """Of the denoised image."""
-        return self.criterion(output, target["image"])
-
-    def weights(self, target: Target) -> dict[str, Tensor]:
-        """Of what is known of the target."""
-        return self.criterion.weights(target["image"])
-
-    def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
-        """The denoised image, unclamped."""
-        return output
 
     def update(self, prediction: Tensor, x: Tensor, target: Target) -> None:
         """Of the answer and of the noisy input (not clipped)."""

@@ -16,12 +16,12 @@ from densectx.losses import Criterion
 from densectx.metrics import quantize
 from densectx.registry import HEADS
 from densectx.tasks import restoring
-from densectx.tasks.base import Counting, Options, Target, Task
-from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
+from densectx.tasks.base import Options, Target
+from densectx.types import Feature, Sample, Score, SourceInfo, Spec
 
 
 @final
-class JpegDeblocking(Task, Counting):
+class JpegDeblocking(restoring.Restoring):
     """Picture from a JPEG file (B, C, H, W) -> the picture before (B, C, H, W), sRGB 0..1, unclamped.
 
     Images are compressed in memory, exactly as a file would be, on the CPU: rounded to 8 bit, colour with its chroma
@@ -100,18 +100,6 @@ class JpegDeblocking(Task, Counting):
     def inputs(self, image: Tensor, options: Options) -> Tensor:
         """The given picture; it is not compressed again."""
         return image
-
-    def loss(self, output: Tensor, target: Target) -> Terms:
-        """Of the picture before compression."""
-        return self.criterion(output, target["image"])
-
-    def weights(self, target: Target) -> dict[str, Tensor]:
-        """Of what is known of the target."""
-        return self.criterion.weights(target["image"])
-
-    def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
-        """The restored picture, unclamped."""
-        return output
 
     def update(self, prediction: Tensor, x: Tensor, target: Target) -> None:
         """Of the answer and of the JPEG."""

@@ -12,12 +12,12 @@ from densectx.losses import Criterion
 from densectx.metrics import quantize
 from densectx.registry import HEADS
 from densectx.tasks import restoring
-from densectx.tasks.base import Counting, Options, Target, Task
-from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
+from densectx.tasks.base import Options, Target
+from densectx.types import Feature, Sample, Score, SourceInfo, Spec
 
 
 @final
-class Restoration(Task, Counting):
+class Restoration(restoring.Restoring):
     """Degraded picture (B, C, H, W) -> clean picture (B, C, H, W), sRGB 0..1, unclamped.
 
     For degradations that no formula gives (rain, blur, a camera's noise): the source delivers both pictures,
@@ -79,18 +79,6 @@ class Restoration(Task, Counting):
     def inputs(self, image: Tensor, options: Options) -> Tensor:
         """The given picture."""
         return image
-
-    def loss(self, output: Tensor, target: Target) -> Terms:
-        """Of the restored picture."""
-        return self.criterion(output, target["image"])
-
-    def weights(self, target: Target) -> dict[str, Tensor]:
-        """Of what is known of the target."""
-        return self.criterion.weights(target["image"])
-
-    def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
-        """The restored picture, unclamped."""
-        return output
 
     def update(self, prediction: Tensor, x: Tensor, target: Target) -> None:
         """Of the answer and of the input."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Sequence
 
 import torch
@@ -12,9 +13,26 @@ from densectx.errors import ConfigError
 from densectx.metrics import ImageMetrics, psnr
 from densectx.metrics.ssim import ssim
 from densectx.nn.colour import as_rgb
-from densectx.types import Sample, SourceInfo
+from densectx.tasks.base import Counting, Target, Task
+from densectx.types import Sample, SourceInfo, Terms
 
 CUT_RATIO, CUT_SPREAD = 0.7, 0.01  # side of CutBlur's box / side of the image: mean and standard deviation
+
+
+class Restoring(Task, Counting, ABC):
+    """A task whose network gives the restored picture itself; ``prepare`` has the clean one as ``target["image"]``."""
+
+    def loss(self, output: Tensor, target: Target) -> Terms:
+        """Of the restored picture."""
+        return self.criterion(output, target["image"])
+
+    def weights(self, target: Target) -> dict[str, Tensor]:
+        """Of what is known of the target."""
+        return self.criterion.weights(target["image"])
+
+    def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
+        """The restored picture, unclamped."""
+        return output
 
 
 def span(name: str, value: float | Sequence[float], low: float, high: float) -> tuple[float, float]:

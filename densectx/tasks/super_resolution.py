@@ -11,16 +11,16 @@ from torch import Tensor
 from densectx.errors import ConfigError, DataError
 from densectx.losses import Criterion
 from densectx.metrics import quantize
-from densectx.nn.colour import luma, luma_of_grey
+from densectx.nn.colour import grey, luma, luma_of_grey
 from densectx.nn.resize import bicubic
 from densectx.registry import HEADS
 from densectx.tasks import restoring
-from densectx.tasks.base import Counting, Options, Target, Task
-from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
+from densectx.tasks.base import Options, Target
+from densectx.types import Feature, Sample, Score, SourceInfo, Spec
 
 
 @final
-class SuperResolution(Task, Counting):
+class SuperResolution(restoring.Restoring):
     """Small image (B, C, h, w) -> image ``scale`` times larger (B, C, h * scale, w * scale), sRGB 0..1, unclamped.
 
     The small image is MATLAB's antialiased bicubic reduction, rounded to 8 bit, or the source's ``image`` beside its
@@ -113,18 +113,6 @@ class SuperResolution(Task, Counting):
         """The given (small) image, or its enlargement."""
         return bicubic(image, up=self.input_scale)
 
-    def loss(self, output: Tensor, target: Target) -> Terms:
-        """Of the enlarged image."""
-        return self.criterion(output, target["image"])
-
-    def weights(self, target: Target) -> dict[str, Tensor]:
-        """Of what is known of the target."""
-        return self.criterion.weights(target["image"])
-
-    def postprocess(self, output: Tensor, x: Tensor) -> Tensor:
-        """The enlarged image, unclamped."""
-        return output
-
     def update(self, prediction: Tensor, x: Tensor, target: Target) -> None:
         """PSNR and SSIM on luma of the answer and of bicubic enlargement."""
         enlarged = self._enlarged(x)
@@ -158,9 +146,9 @@ class SuperResolution(Task, Counting):
 
     def _measured(self, image: Tensor, gray: bool) -> Tensor:
         """The channel that the literature measures, borders cropped unless nothing would be left."""
-        image = quantize(image)
+        image = quantize(grey(image) if gray else image)  # of a gray file, as predict writes it
         if gray:
-            y = image[:, :1]
+            y = image
         elif image.shape[1] == 1:  # made of colours by the reader
             y = luma_of_grey(image)
         else:

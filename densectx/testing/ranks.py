@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 import warnings
 from datetime import timedelta
 from functools import partial
@@ -17,9 +15,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from densectx.imports import allow_import, child_command
 from densectx.model import DenseModel
 from densectx.module import DenseModule
-from densectx.registry import allow_import
 from densectx.testing.modules import stir
 from densectx.testing.report import expect
 from densectx.testing.samples import take
@@ -54,9 +52,8 @@ def two_processes_equal_one(case: TaskCase) -> None:
     }
     with TemporaryDirectory() as folder:
         torch.save(work, Path(folder, "work.pt"))
-        search = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        environment = {**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-P", "-c", _CODE]  # -P: nothing that this process would not find
+        command, environment = child_command("-c", _CODE)
+        environment["OMP_NUM_THREADS"] = "1"
         ranks = [
             subprocess.Popen(
                 [*command, str(rank), folder], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

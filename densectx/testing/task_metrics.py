@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_sum
 
+from densectx.metrics.states import add_states, metrics_of
 from densectx.model import DenseModel
 from densectx.tasks.base import Target
 from densectx.testing import samples
@@ -26,22 +27,17 @@ CLOSE = 1e-6
 Answered: TypeAlias = tuple[Tensor, Tensor, Target]
 
 
-def _metrics(task_metrics: Metric) -> list[Metric]:
-    """The metric and those inside it."""
-    return [part for part in task_metrics.modules() if isinstance(part, Metric)]
-
-
-def _states(metrics: Metric) -> dict[str, Tensor]:
+def _states(metrics: Metric) -> dict[str, Any]:
     return {
-        f"{number}.{name}": getattr(part, name)
-        for number, part in enumerate(_metrics(metrics))
-        for name in part._defaults
+        f"{number}.{name}": value
+        for number, part in enumerate(metrics_of(metrics))
+        for name, value in part.metric_state.items()
     }
 
 
 def compute(metrics: Metric) -> dict[str, Tensor]:
     """What the metrics compute now, not what they remember of an earlier call."""
-    for part in _metrics(metrics):
+    for part in metrics_of(metrics):
         part._computed = None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The ``compute`` method of metric")
@@ -69,16 +65,14 @@ def _merged(metrics: list[Metric]) -> Metric:
     """As after a reduction over ranks."""
     total = deepcopy(metrics[0])
     for other in metrics[1:]:
-        for mine, its in zip(_metrics(total), _metrics(other), strict=True):
-            for name in mine._defaults:
-                setattr(mine, name, getattr(mine, name) + getattr(its, name))
+        add_states(total, other)
     return total
 
 
 def metrics_have_sum_states(case: TaskCase) -> None:
     """All that is counted is in tensor states that ranks add."""
-    parts = _metrics(case.task(case.model()).metrics)
-    names = [name for part in parts for name in part._defaults]
+    parts = metrics_of(case.task(case.model()).metrics)
+    names = [name for part in parts for name in part.metric_state]
     advice = 'add_state(name, torch.zeros(...), dist_reduce_fx="sum"): sums and counts, divided in compute'
     expect(bool(names), "the metrics have no states", advice)
     for part in parts:

@@ -249,13 +249,16 @@ def kill_while_saving(folder, count, other):
     """Kill a process that saves without pause, again and again; after each kill look at every file."""
     other.mkdir(exist_ok=True)
     told, tell = os.pipe()
-    os.set_blocking(told, False)
     done, first = 0, 1
+    begun = time.perf_counter()
+    saved(other, 1)
+    takes = time.perf_counter() - begun  # what is fast on one machine would kill before the first save on another
 
     def save(start):
         os.environ["TMPDIR"] = str(other)
         files = StepFiles(folder, 2)
         files.good.add(start - 1)
+        os.write(tell, (start - 1).to_bytes(8, "little"))
         for step in range(start, start + 100_000):
             saved(folder, step)
             files.written(step)
@@ -269,10 +272,13 @@ def kill_while_saving(folder, count, other):
                 save(first)
             finally:
                 os._exit(1)
-        time.sleep(RANDOM.uniform(0.001, 0.05))  # the fault itself: a kill at a random time
+        os.set_blocking(told, True)
+        done = int.from_bytes(os.read(told, 8), "little")  # it begins
+        time.sleep(RANDOM.uniform(0, 6 * takes))  # the fault itself: a kill at a random time
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), f"kill {number}: the process ended by itself"
+        os.set_blocking(told, False)
         with suppress(BlockingIOError):
             while text := os.read(told, 8):
                 done = int.from_bytes(text, "little")
