@@ -96,6 +96,7 @@ def main() -> int:
     parser.add_argument("--lrs", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="peers", help="of the file")
+    parser.add_argument("--note", default="", help="what else is to be said of the runs, such as what ran beside them")
     parser.add_argument("--flags", default="", help="more flags of densectx fit, one text, for all networks")
     given = parser.parse_args()
     more = ["--seed_everything", str(given.seed), *shlex.split(given.flags)]
@@ -112,6 +113,7 @@ def main() -> int:
                 "commit": commit(),
                 "machine": machine() | {"threads": torch.get_num_threads()},
                 "smp": smp.__version__,
+                "note": given.note,
                 "metric": "miou on 62 frames of 0001TP at 480x360, percent"
                 + (", by which the learning rates were chosen" if len(given.lrs) > 1 else ""),
                 "nets": rows,

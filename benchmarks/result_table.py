@@ -128,6 +128,7 @@ def shared(row: Mapping[str, Any], results: Results) -> list[str]:
 def peers(result: Mapping[str, Any]) -> list[str]:
     """Our network and the peers that ``benchmarks/peers.py`` trained for the same time."""
     arms, machine = result["inference"]["arms"], result["machine"]
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
     ours = arms[next(iter(result["nets"]))]["median_s"]
     rows = [
         [
@@ -142,14 +143,14 @@ def peers(result: Mapping[str, Any]) -> list[str]:
         for name, net in result["nets"].items()
     ]
     note = (
-        f"{result['minutes']:g} minutes of training each from random weights by {result['config']} as it was at commit"
-        f" {result['commit'][:7]}, whose network is the one of the row `densectx`; the encoder of the peers is a"
-        f" {result['encoder']}. One run of each (seed {result['seed']}), mean IoU of its last weights on the 62 frames"
-        f" of 0001TP. Multiply-adds and time are those of an answer ({result['inference']['what']}); `times` is how"
-        " often the first row's fits into it."
+        f"{result['minutes']:g} minutes of training each on {threads} from random weights by {result['config']} as it"
+        f" was at commit {result['commit'][:7]}, whose network is the one of the row `densectx`; the encoder of the"
+        f" peers is a {result['encoder']}. One run of each (seed {result['seed']}), mean IoU of its last weights on the"
+        f" 62 frames of 0001TP. Multiply-adds and time are those of an answer ({result['inference']['what']}); `times`"
+        f" is how often the first row's fits into it. {result.get('note', '')}"
     )
     head = ("network", "miou", "steps", "parameters", "GMAC", "ms", "times")
-    told = f"(commit {result['commit'][:7]}, {machine['processor']}, {machine['threads']} threads, smp {result['smp']})"
+    told = f"(commit {result['commit'][:7]}, {machine['processor']}, {threads}, smp {result['smp']})"
     return [
         f"{fill(note, 120)}\n",
         *lines(head, rows),
