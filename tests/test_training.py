@@ -202,10 +202,11 @@ def test_an_average_that_is_not_finite_is_not_saved(name):
     module = torch.nn.BatchNorm2d(2)
     averages = {key: value.clone() for key, value in module.state_dict().items()}
     trainer, guard = SimpleNamespace(global_step=3), FiniteGuard()
-    guard.on_save_checkpoint(trainer, module, {"state_dict": averages})
+    file = {"state_dict": averages, "current_model_state": module.state_dict()}
+    guard.on_save_checkpoint(trainer, module, file)
     averages[name][1] = float("inf")
     with pytest.raises(NumericError, match=f"^the average of {name} is not finite after step 3; it is not saved"):
-        guard.on_save_checkpoint(trainer, module, {"state_dict": averages})
+        guard.on_save_checkpoint(trainer, module, file)
 
 
 def test_an_average_lies_where_the_model_will():

@@ -121,8 +121,10 @@ class FiniteGuard(pl.Callback):
             NumericError: a weight, a running statistic or an average of one, which the file has in their place, is not
                 finite.
         """
-        lasting, saved = _lasting(pl_module), checkpoint.get("state_dict", {})
-        averages = {name: saved[name] for name in lasting if name in saved}  # without averages the same numbers
+        lasting = _lasting(pl_module)
+        averages: dict[str, Tensor] = {}
+        if "current_model_state" in checkpoint:  # else the file's state_dict is what is looked at already
+            averages = {name: value for name, value in checkpoint["state_dict"].items() if name in lasting}
         for tensors, prefix in ((lasting, ""), (averages, "the average of ")):
             if not finite([*tensors.values()]) and (named := _not_finite(tensors, prefix)):
                 self._agreed = "running_" not in named
