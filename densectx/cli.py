@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -11,8 +12,9 @@ from typing import NoReturn
 
 import densectx
 from densectx.data.workers import innermost
-from densectx.errors import ConfigError, DensectxError, unknown
+from densectx.errors import ConfigError, DensectxError, StorageError, unknown
 from densectx.parsing import STATUSES, Parser
+from densectx.standard import prepare
 
 COMMANDS = {
     "fit": "train",
@@ -43,6 +45,7 @@ _MODULES = {
     "doctor": "densectx.doctor.command",
 }
 """Where a command's ``main`` is."""
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,9 +71,6 @@ def main(argv: list[str] | None = None) -> int:
         return error.status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit complains
-        return 0
     except Exception as error:
         known = _explained(error)
         if known is None or "--debug" in arguments:
@@ -83,7 +83,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _explained(error: Exception) -> DensectxError | None:
-    """What is known of an error of torch's, such as a memory that is too small."""
+    """What is known of an error of the system's or torch's, such as a disk that is full, a memory that is too small."""
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return StorageError(f"{error.filename or 'a file'}: {error.strerror}; free space or write elsewhere.")
     if "torch" not in sys.modules:
         return None
     found: DensectxError | None = importlib.import_module("densectx.resilience.failures").explained(error, None)
@@ -91,11 +93,12 @@ def _explained(error: Exception) -> DensectxError | None:
 
 
 def run() -> NoReturn:
-    """The command as a process: :func:`main`, and its status as that of the process.
+    """The command as a process: :func:`main`, and its status as that of the process, whoever reads what it prints.
 
     After an error the ranks of a run leave at once: their process group still stands, and its threads, where the
     interpreter meets them while it ends, may abort the process (SIGABRT in the place of the status).
     """
+    prepare()
     status = main()
     distributed = sys.modules.get("torch.distributed")
     if status and distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -166,7 +169,7 @@ def _list(arguments: list[str]) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="import what other packages provide, a process each; what is broken is told, the status stays 0",
+        help="import what other packages provide, a process a package; what is broken is told, the status stays 0",
     )
     given = parser.parse_args(arguments)
     kinds = list(REGISTRIES) if given.kind is None else [listing.registry_of(given.kind).kind]

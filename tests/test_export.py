@@ -4,6 +4,7 @@ import io
 import json
 import re
 import resource
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import final
 
 import numpy as np
@@ -434,6 +436,41 @@ def test_the_example_needs_neither_densectx_nor_torch(exported, model, tmp_path)
     )
     clean = (answers["denoising"].clamp(0, 1) * 255).permute(1, 2, 0).numpy()
     assert np.abs(np.asarray(Image.open(tmp_path / "denoising.png")) - clean).max() <= 0.51
+
+
+class Session:
+    """In the place of onnxruntime's: three tasks on colours, one of which answers with the picture."""
+
+    def __init__(self, path):
+        outputs = {"same": "restored", "depth": "values", "tags": "labels"}
+        tasks = {key: {"output": output, "palette": []} for key, output in outputs.items()}
+        self.about = {"image": {"channels": 3}, "options": {}, "tasks": tasks}
+
+    def get_modelmeta(self):
+        return SimpleNamespace(custom_metadata_map={"densectx": json.dumps(self.about)})
+
+    def run(self, names, feed):
+        return [feed["image"], feed["image"][:, :1] * 80, feed["image"].repeat(2, 1)]
+
+
+def test_the_example_keeps_numbers_and_refuses_what_it_would_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # upright after a quarter turn clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=turned)
+    monkeypatch.setattr(sys, "argv", ["x", "m.onnx", str(tmp_path / "a.png"), str(tmp_path)])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    upright = np.rot90(pixels, -1)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "same.png")), upright)
+    depth, tags = (np.load(tmp_path / f"{key}.npy") for key in ("depth", "tags"))
+    assert np.allclose(depth, upright[None, ..., 0] / 255 * 80, atol=1e-4)
+    assert tags.shape == (6, 6, 4)
+    for name, wrong in (("b.png", np.zeros((4, 6), np.uint16)), ("c.png", np.zeros((4, 6, 4), np.uint8))):
+        Image.fromarray(wrong).save(tmp_path / name)
+        monkeypatch.setattr(sys, "argv", ["x", "m.onnx", str(tmp_path / name), str(tmp_path)])
+        with pytest.raises(SystemExit, match=f"{name}: is of mode "):
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
 
 
 # ---- run-time options of plug-ins

@@ -4,6 +4,7 @@ import copy
 import csv
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -129,6 +130,19 @@ def test_each_kind_runs_its_own_layers_also_where_predict_shares_the_image():
     assert not torch.allclose(
         model.trunk(image[None], "denoising")[-1], model.trunk(image[None], "image:a")[-1], atol=1e-2
     )
+
+
+def test_threads_that_predict_take_turns():
+    """Which copy runs, and evaluation itself, are attributes of the layers."""
+    model, image = model_of(), torch.rand(3, 24, 40)
+    scramble(model)
+    asked = ["denoising", "colorization"] * 12
+    alone = {key: model.predict(image, key)[key] for key in set(asked)}
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda key: model.predict(image, key)[key], asked))
+    assert all(torch.equal(answer, alone[key]) for key, answer in zip(asked, found, strict=True))
+    assert all(part.training for part in model.modules())
+    assert torch.equal(copy.deepcopy(model).predict(image, "denoising")["denoising"], alone["denoising"])
 
 
 def test_tasks_of_one_kind_share_a_pass():

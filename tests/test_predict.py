@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -185,6 +186,15 @@ def test_predict_refuses(image, tasks, options, message):
         build().predict(image, tasks, options)
 
 
+@pytest.mark.parametrize("wrong", ["25", True, [25.0]])
+def test_an_option_that_is_no_number_is_refused(wrong):
+    model, image = build(["denoising"], denoising={"sigma": [0, 50]}), torch.rand(3, 8, 8)
+    with pytest.raises(ConfigError, match=rf"option denoising\.sigma: {re.escape(repr(wrong))} is no number"):
+        model.predict(image, options={"denoising.sigma": wrong})
+    given = model.predict(image, options={"denoising.sigma": np.float32(25)})
+    assert torch.equal(given["denoising"], model.predict(image, options={"denoising.sigma": 25})["denoising"])
+
+
 def test_nothing_float64_is_moved_to_a_device():
     """MPS has no such numbers; metrics count in them."""
     moved = []
@@ -352,6 +362,25 @@ def test_the_legend_holds_the_classes_that_occur():
     picture, colours = sheet[:60].astype(float), np.asarray(PALETTE, float)
     assert abs(picture[30, 10] - colours[0]).sum() < abs(picture[30, 150] - colours[0]).sum()
     assert (sheet[30, 119] > sheet[30, 60]).all()  # the outline
+
+
+def test_the_legend_numbers_classes_that_its_font_cannot_name():
+    photograph, ids = np.full((60, 200, 3), 128, np.uint8), np.ones((60, 200), np.uint8)
+    numbered = overlay(photograph, ids, ("sky", "1", "tree"), PALETTE)
+    assert np.array_equal(overlay(photograph, ids, ("sky", "дорога", "tree"), PALETTE), numbered)
+
+
+def test_files_of_other_kinds_and_names_that_cannot_be_drawn_are_told(tmp_path, capsys):
+    path = labels_model(tmp_path / "m.safetensors", names=("car", "дорога"))
+    picture(tmp_path / "in/a.png")
+    for name in ("b.gif", "deeper/c.GIF", "d", ".hidden.txt"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    for _ in range(2):  # outputs are no inputs
+        assert predict(path, tmp_path / "in", "-o", tmp_path / "in/out") == 0
+        told = capsys.readouterr().err
+        assert "3 files with other extensions are left out (.gif, none)." in told
+        assert "letters of classes, whose numbers stand there: 1 дорога." in told
 
 
 def labels_model(path, names=("car", "wet road")):
@@ -652,9 +681,10 @@ def test_done_is_skipped_and_anything_else_refused(tmp_path, model, capsys):
         assert tree(tmp_path / "out") == before
     status = (tmp_path / "in/2.png").stat()
     os.utime(tmp_path / "in/2.png", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert run() == 2
-    assert "2.png" in capsys.readouterr().err
-    assert tree(tmp_path / "out") == before
+    assert run() == 0  # as after a copy: the same content
+    entries = summary(tmp_path / "out")["inputs"]
+    assert [e["status"] for e in entries] == ["skipped"] * 3
+    assert entries[2]["mtime_ns"] == status.st_mtime_ns + 1
     assert run("--overwrite") == 0
     assert [e["status"] for e in summary(tmp_path / "out")["inputs"]] == ["done"] * 3
     other = saved(tmp_path, seed=7)
@@ -662,7 +692,13 @@ def test_done_is_skipped_and_anything_else_refused(tmp_path, model, capsys):
     assert "another model" in capsys.readouterr().err
     data = bytearray((tmp_path / "in/0.png").read_bytes())
     (tmp_path / "in/0.png").write_bytes(data + b"\0")
+    capsys.readouterr()
     assert run() == 2
+    assert "0.png" in capsys.readouterr().err
+    for output in list((tmp_path / "out").rglob("0.*")):
+        output.unlink()
+    assert run() == 0  # the way that the message names
+    assert [e["status"] for e in summary(tmp_path / "out")["inputs"]] == ["done", "skipped", "skipped"]
 
 
 @pytest.mark.fault("F04")

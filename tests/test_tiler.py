@@ -18,9 +18,10 @@ from densectx.cli import main
 from densectx.data import windowed
 from densectx.data.reader import read_image
 from densectx.data.windowed import WindowedFile
-from densectx.errors import ConfigError, DataError, MemoryLimitError
+from densectx.errors import ConfigError, DataError, MemoryLimitError, NumericError
 from densectx.inference import tiling as tiling_module
 from densectx.inference.blend import run_blended
+from densectx.inference.predictor import Predictor
 from densectx.inference.sinks import FileSink
 from densectx.inference.tiler import Held, Kept, Setting, plan_blend
 from densectx.inference.tiling import Tiling
@@ -413,6 +414,37 @@ def test_a_window_that_does_not_fit_is_halved_and_said():
     assert sum("does not fit" in line for line in said) == 3  # 150, 75, 37 with its halo of 3, 18
     with pytest.raises(MemoryLimitError, match="too small"):
         Tiling(model, ["segmentation"], Setting("whole"), run)(image, {})
+
+
+@pytest.mark.parametrize("text", ["whole", "exact:8", "32"])
+def test_classes_are_kept_as_numbers_where_only_these_are_written(text):
+    model, image = build(PLAIN, dilations=(1,)), torch.rand(2, 3, 40, 56)
+    setting, cpu = Setting.parse(text), torch.device("cpu")
+    found, whole = (
+        Predictor(model, None, {}, cpu, "32", setting, ids=ids)(image)["segmentation"] for ids in (True, False)
+    )
+    assert (found.dtype, found.shape) == (torch.uint8, (2, 1, 40, 56))
+    assert torch.equal(found[:, 0], whole.argmax(1).byte())
+    with pytest.raises(NumericError, match="not finite"):
+        Predictor(model, None, {}, cpu, "32", setting, ids=True)(image * torch.nan)
+
+
+def test_answers_that_do_not_fit_are_refused_before_they_are_computed(monkeypatch):
+    monkeypatch.setattr(tiling_module, "free_bytes", lambda device: 4e6)
+    monkeypatch.setattr(tiling_module, "_SMALL", 1000)
+    model, sizes = build(PLAIN, dilations=(1,)), []
+
+    def run(image, options):
+        sizes.append(image.shape[-1])
+        return model.predict(image, ["segmentation"], options)
+
+    image = torch.rand(3, 600, 800)
+    count = len(model.config["sources"][model.task("segmentation").source]["classes"])
+    with pytest.raises(MemoryLimitError, match=f"600x800 pixels take {600 * 800 * 4 * count / 1e9:.1f} GB.*--tasks"):
+        Tiling(model, ["segmentation"], Setting("exact", 64), run)(image, {})
+    assert max(sizes) < 64
+    ids = Tiling(model, ["segmentation"], Setting("exact", 64), run, classes={"segmentation": count})
+    assert ids(image, {})["segmentation"].nbytes == 600 * 800
 
 
 def wide(monkeypatch, halo, text=None, *, step=1, share=500.0, free=1 << 40, run=None, say=lambda line: None):

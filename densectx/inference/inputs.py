@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,11 +25,19 @@ class Input:
 
 @dataclass(frozen=True)
 class Found:
-    """What arguments name: images, (argument, message) where there is none, files of the output folder left out."""
+    """What arguments name.
+
+    Attributes:
+        images: the images.
+        failures: (argument, message) where there is none.
+        left_out: images of the output folder.
+        unread: files in folders that are of no kind that is read, by extension.
+    """
 
     images: list[Input]
     failures: list[tuple[str, str]]
     left_out: int
+    unread: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -79,19 +87,21 @@ def collect(arguments: Iterable[str], out: Path, tasks: Sequence[str], *, overwr
         ConfigError: the output folder is an input folder and ``overwrite`` is false.
     """
     images: dict[str, Input] = {}
-    failures, left_out = [], 0
+    failures, left_out, unread = [], 0, Counter[str]()
+    extensions = extensions_of(channels)
     for argument in _with_stdin(arguments):
         try:
-            found = list(_images(argument, extensions_of(channels)))
+            found = list(_images(argument, extensions))
         except DataError as error:
             failures.append((argument, str(error)))
             continue
         own = _own(argument, out, tasks, overwrite=overwrite)
         kept = [i for i in found if not any(i.place.is_relative_to(folder) for folder in own)]
         left_out += len(found) - len(kept)
+        unread.update(_unread(argument, extensions, own))
         for image in kept:
             images.setdefault(os.path.abspath(image.path), image)
-    return Found(list(images.values()), failures, left_out)
+    return Found(list(images.values()), failures, left_out, unread)
 
 
 def plan(inputs: Sequence[Input], suffixes: Callable[[Path], Mapping[str, Iterable[str]]]) -> list[Job]:
@@ -156,6 +166,15 @@ def _images(argument: str, extensions: frozenset[str]) -> Iterator[Input]:
             yield Input(path, PurePosixPath(Path(place).as_posix() if inside else path.name))
     else:
         yield Input(Path(argument), PurePosixPath(Path(argument).name))
+
+
+def _unread(argument: str, extensions: frozenset[str], own: Sequence[PurePosixPath]) -> Iterator[str]:
+    """Extensions of the files in a folder that are not read, but for hidden ones and outputs; nothing for a file."""
+    for parent, folders, names in os.walk(argument):
+        below = PurePosixPath(Path(parent).relative_to(argument).as_posix())
+        folders[:] = [name for name in folders if not name.startswith(".") and below / name not in own]
+        suffixes = (os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
+        yield from (suffix for suffix in suffixes if suffix not in extensions)
 
 
 def _before_magic(pattern: str) -> Path:

@@ -15,6 +15,7 @@ from densectx.errors import ConfigError, DataError, DensectxError
 from densectx.inference.files import check_inside, fingerprint
 from densectx.inference.inputs import Found, Job, collect, plan
 from densectx.inference.large import suffixes
+from densectx.inference.overlay import legible
 from densectx.inference.predictor import Predictor, device_of
 from densectx.inference.ranks import Ranks
 from densectx.inference.reading import Reading
@@ -88,6 +89,7 @@ class _Made:
             Setting.parse(request.tile),
             say,
             tta=request.tta,
+            ids=not (request.raw or request.tta),
             sharing=1 if ranks is None else ranks.sharing(device),
         )
         self.reading = Reading.of(self.predictor.model, self.predictor.tasks)
@@ -124,6 +126,14 @@ class _Made:
         _check(self.out, jobs)
         return found, jobs, {} if request.overwrite else _skipped(self.out, jobs, self.record)
 
+    def illegible(self) -> dict[str, int]:
+        """Numbers of the classes that legends cannot name."""
+        sources = self.predictor.model.config.get("sources", {})
+        tasks = map(self.predictor.model.task, self.predictor.tasks)
+        shown = [sources.get(task.source, {}) for task in tasks if task.output in ("classes", "labels")]
+        classes = (enumerate(SourceInfo.from_config(info).classes) for info in shown)
+        return {name: number for numbered in classes for number, name in numbered if not legible(name)}
+
     def work(self, jobs: Sequence[Job], skipped: Mapping[str, Entry], progress: Callable[[int, int], None]) -> None:
         """Do jobs."""
         writers = {key: self.writers[False][key] | self.writers[True][key] for key in self.predictor.tasks}
@@ -155,6 +165,9 @@ def run(
         made = _Made(request, say, ranks)
         if request.tile is None and made.predictor.tiling.setting.mode == "paper":
             say("densectx: images are taken in the tiles of the published network (--tile paper).")
+        if lacking := made.illegible():
+            told = ", ".join(f"{number} {name}" for name, number in lacking.items())
+            say(f"densectx: the font of the legends lacks letters of classes, whose numbers stand there: {told}.")
         found, jobs, skipped = made.planned()
         made.record.start()
     except BaseException as error:
@@ -288,13 +301,13 @@ def _skipped(out: Path, jobs: Sequence[Job], record: Record) -> dict[str, dict[s
             foreign.append(exist[0])
         elif entry["status"] != "started":
             try:
-                same = all(entry[key] == value for key, value in fingerprint(job.path).items())
+                mark = fingerprint(job.path)
             except DataError:
                 continue  # reported when its turn comes; nothing is written for it
-            if not same:
+            if entry["sha256"] != mark["sha256"]:  # a copy, or a file that was only touched, is the same input
                 foreign.append(exist[0])
             elif len(exist) == len(job.outputs):
-                skipped[job.key] = {**entry, "path": str(job.path), "status": "skipped"}
+                skipped[job.key] = {**entry, **mark, "path": str(job.path), "status": "skipped"}
     if foreign:
         more = f" and {len(foreign) - 1} more outputs" if foreign[1:] else ""
         why = f"without a {SUMMARY} that lists it"
@@ -302,13 +315,19 @@ def _skipped(out: Path, jobs: Sequence[Job], record: Record) -> dict[str, dict[s
             why = "made with another model or other options"
         if record.same:
             why = "made of another input, or of this one before it changed"
-        raise ConfigError(f"{out / foreign[0]}{more}: exists already, {why}; --overwrite, or name another -o.")
+        raise ConfigError(
+            f"{out / foreign[0]}{more}: exists already, {why}; name another -o, --overwrite to make all anew, or delete"
+            " what that input has there to make only that."
+        )
     return skipped
 
 
 def _report(found: Found, record: Record, say: Callable[[str], None]) -> None:
     if found.left_out:
         say(f"densectx: {found.left_out} images of the output folder inside an input folder are left out.")
+    if found.unread:
+        kinds = ", ".join(sorted(suffix or "none" for suffix in found.unread))
+        say(f"densectx: {found.unread.total()} files with other extensions are left out ({kinds}).")
     for argument, message in found.failures:
         say(f"densectx: {message}")
         record.add(f"\0{argument}", entry_of(argument, "failed", error=message))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ def overlay(
         palette: their colours.
 
     Returns:
-        An RGB image at least W wide, the picture above a legend of the classes that occur, largest first.
+        An RGB image at least W wide, the picture above a legend of the classes that occur, largest first; see
+        :func:`legible`.
     """
     colours = np.asarray(palette, np.float32)[ids]
     counts = np.bincount(ids.ravel(), minlength=len(names))
@@ -77,7 +79,11 @@ def _sheet(
     mixed = np.where(covered, base * (1 - _COLOUR) + colours * _COLOUR, base)
     mixed[edge] = mixed[edge] * 0.35 + 255 * 0.65
     present = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
-    legend = _legend([(names[i], palette[i]) for i in present], width, max(13, min(height, width) // 36))
+    legend = _legend(
+        [(names[i] if legible(names[i]) else str(i), palette[i]) for i in present],
+        width,
+        max(13, min(height, width) // 36),
+    )
     sheet = Image.new("RGB", (max(width, legend.width), height + legend.height), _PAPER)
     sheet.paste(Image.fromarray(mixed.round().astype(np.uint8)), (0, 0))
     sheet.paste(legend, (0, height))
@@ -91,6 +97,21 @@ def _edges(ids: NDArray[np.uint8] | NDArray[np.bool_]) -> NDArray[np.bool_]:
         edge[:-step] |= ids[:-step] != ids[step:]
         edge[:, :-step] |= ids[:, :-step] != ids[:, step:]
     return edge
+
+
+def legible(name: str) -> bool:
+    """Whether the legend's font has all letters of a name, which else stands there as the number of its class."""
+    return _lacking() not in map(_drawn, name)
+
+
+@cache
+def _lacking() -> bytes:
+    """What is drawn for a letter that the font lacks."""
+    return _drawn("\U0010ffff")  # no letter, and never one
+
+
+def _drawn(letter: str) -> bytes:
+    return bytes(ImageFont.load_default(13).getmask(letter))
 
 
 def _legend(entries: Sequence[tuple[str, tuple[int, int, int]]], width: int, size: int) -> Image.Image:

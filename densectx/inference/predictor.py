@@ -16,6 +16,7 @@ from densectx.inference.tiling import Tiling
 from densectx.inference.tta import View, averaged, views_of
 from densectx.model import DenseModel
 from densectx.tasks.base import Options
+from densectx.types import SourceInfo
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 _PROBE = 16  # pixels of the side of the image that is predicted before any work, to find what cannot work
@@ -34,6 +35,8 @@ class Predictor:
         tile: how large images are taken.
         say: takes a line for the user.
         tta: whether answers are averaged over views, see :mod:`densectx.inference.tta`.
+        ids: whether of up to 256 classes only the most probable ones are kept, which takes little memory; without
+            ``tta``.
         sharing: processes that take memory of the same device.
 
     Attributes:
@@ -56,6 +59,7 @@ class Predictor:
         say: Callable[[str], None] = lambda line: None,
         *,
         tta: bool = False,
+        ids: bool = False,
         sharing: int = 1,
     ) -> None:
         for key in tasks or ():
@@ -72,7 +76,10 @@ class Predictor:
                 "--precision bf16: published tiles are taken in float32; leave it out or take --tile whole."
             )
         published = precision != "bf16"
-        self.tiling = Tiling(self.model, self.tasks, tile, self._whole, say, sharing, published=published)
+        classes = _classes(self.model, self.tasks) if ids else {}
+        self.tiling = Tiling(
+            self.model, self.tasks, tile, self._whole, say, sharing, published=published, classes=classes
+        )
         by_views: dict[tuple[View, ...], list[str]] = {}
         for key in self.tasks if tta else ():
             by_views.setdefault(views_of(model.task(key), key), []).append(key)
@@ -93,6 +100,8 @@ class Predictor:
 
     def __call__(self, image: Tensor, options: Options | None = None) -> dict[str, Tensor]:
         """(C, H, W) or (B, C, H, W) float32 on the CPU -> {task: what ``DenseModel.predict`` returns}.
+
+        With ``ids`` classes are (1, H, W) uint8, batched as the image.
 
         Args:
             image: the image, or several of one size.
@@ -129,6 +138,14 @@ class Predictor:
     def _whole(self, image: Tensor, options: Options, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.model.predict(image, self.tasks if tasks is None else tasks, options)
+
+
+def _classes(model: DenseModel, tasks: Sequence[str]) -> dict[str, int]:
+    """Numbers of classes of the tasks that answer with up to 256 of them."""
+    sources = model.config.get("sources", {})
+    asked = {key: model.task(key) for key in tasks}
+    infos = {k: SourceInfo.from_config(sources.get(t.source, {})) for k, t in asked.items() if t.output == "classes"}
+    return {key: len(info.classes) for key, info in infos.items() if len(info.classes) <= 256}
 
 
 def _moved(model: DenseModel, device: torch.device) -> DenseModel:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypeAlias, final
 import torch
 from torch import Tensor
 
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, NumericError
 from densectx.inference.windows import (
     OVERLAP,
     Halo,
@@ -68,20 +68,39 @@ class Held:
 class Kept:
     """An answer in memory, as a sink.
 
+    Args:
+        height: H * scale.
+        width: W * scale.
+        classes: of which only the most probable ones are kept, see :func:`class_ids`; 0 for the answer as it is.
+
     Attributes:
-        value: (K, H * scale, W * scale) float32.
+        value: (K, H * scale, W * scale) float32, or (1, H * scale, W * scale) uint8.
     """
 
     value: Tensor
 
-    def __init__(self, height: int, width: int) -> None:
-        self.size = height, width
+    def __init__(self, height: int, width: int, classes: int = 0) -> None:
+        self.size, self.classes = (height, width), classes
 
     def write(self, rows: slice, columns: slice, part: Tensor) -> None:
         """Keep a part; the first one says how many channels there are."""
+        part = class_ids(part, self.classes)
         if not hasattr(self, "value"):
-            self.value = torch.empty(part.shape[0], *self.size)
+            self.value = torch.empty(part.shape[0], *self.size, dtype=part.dtype)
         self.value[:, rows, columns] = part
+
+
+def class_ids(value: Tensor, classes: int) -> Tensor:
+    """The most probable class of every pixel: (..., K, h, w) -> (..., 1, h, w) uint8; as it is where K is not classes.
+
+    Raises:
+        NumericError: the answer is not finite.
+    """
+    if not classes or value.shape[-3] != classes:
+        return value
+    if not value.isfinite().all():
+        raise NumericError("the model's answer is not finite (NaN or infinity).")
+    return value.argmax(-3, keepdim=True).to(torch.uint8)
 
 
 @final

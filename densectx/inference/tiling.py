@@ -24,6 +24,7 @@ from densectx.inference.tiler import (
     Sink,
     Source,
     check_setting,
+    class_ids,
     plan_blend,
     plan_exact,
     plan_whole,
@@ -41,6 +42,7 @@ _SMALL: Final = 1 << 20  # pixels that are taken at once without a thought
 _SHARE: Final = 0.5  # of the free memory that a pass may take
 _MOST: Final = 1 << 30  # bytes of a window's pass, so that one picture does not take all memory; more for wide fields
 _STREAMED: Final = 1 << 29  # the same for a picture that is read by windows
+_HOST: Final = torch.device("cpu")  # whose memory whole answers lie in
 _BLEND: Final = 512  # pixels of a blended window's side, unless memory allows less
 
 
@@ -56,6 +58,7 @@ class Tiling:
         say: takes a line for the user.
         sharing: processes that take memory of the same device.
         published: whether published tiles are the default for the networks that have them.
+        classes: number of classes of the tasks whose answers are kept as the most probable ones, at most 256.
 
     Attributes:
         step: pixels at whose multiples windows start: there the model's grid begins anew, and so does what the tasks
@@ -76,8 +79,11 @@ class Tiling:
         sharing: int = 1,
         *,
         published: bool = True,
+        classes: Mapping[str, int] | None = None,
     ) -> None:
+        self.classes = dict(classes or {})
         self.model, self.tasks, self._run, self.say, self._sharing = model, list(tasks), run, say, sharing
+        self.channels = max(model.channels(key) for key in self.tasks)
         published = published and setting.mode is None and default_paper(model, self.tasks)
         self.setting = Setting("paper") if published else setting
         if self.setting.mode == "paper":
@@ -90,28 +96,34 @@ class Tiling:
             )
         self.device = next(model.parameters()).device
         self.scales = {key: model.task(key).scale for key in self.tasks}
-        self.channels = max(model.channels(key) for key in self.tasks)
         self._said: set[str] = set()
 
     def __call__(self, image: Tensor, options: Options) -> Answers:
         """(C, H, W) float32 on the CPU -> {task: (K, H * scale, W * scale)} as ``DenseModel.predict`` returns it.
 
-        A batch (B, C, H, W) goes through the model together where its pictures are taken as a whole.
+        Those of ``classes`` are (1, H * scale, W * scale) uint8. A batch (B, C, H, W) goes through the model together
+        where its pictures are taken as a whole.
+
+        Raises:
+            MemoryLimitError: the answers, or the smallest windows, are too large.
+            NumericError: an answer that is one of ``classes`` is not finite.
         """
         height, width = image.shape[-2:]
-        plan = self.plan(height, width, images=image.shape[0] if image.ndim == 4 else 1)
+        images = image.shape[0] if image.ndim == 4 else 1
+        self._check_answers(height, width, images)
+        plan = self.plan(height, width, images=images)
         if image.ndim == 4 and (plan.mode == "paper" or plan.windows > 1):
             return self._each(image, options)
         if plan.mode == "paper":
-            return paper_tiles(self.model, image, self.tasks)
+            return self._reduced(paper_tiles(self.model, image, self.tasks))
         if plan.windows == 1:
             try:
-                return self._run(image, options)
+                return self._reduced(self._run(image, options))
             except (MemoryError, RuntimeError) as error:
                 if image.ndim == 4 and out_of_memory(error):
                     return self._each(image, options)
                 plan = self._smaller(plan, height, width, error)
-        sinks = {key: Kept(height * scale, width * scale) for key, scale in self.scales.items()}
+        sinks = {k: Kept(height * f, width * f, self.classes.get(k, 0)) for k, f in self.scales.items()}
         self.stream(Held(image), sinks, options, plan)
         return {key: sink.value for key, sink in sinks.items()}
 
@@ -119,6 +131,32 @@ class Tiling:
         """The pictures of a batch one by one."""
         answers = [self(image, one_of(options, number)) for number, image in enumerate(batch)]
         return {key: torch.stack([answer[key] for answer in answers]) for key in self.tasks}
+
+    def _reduced(self, answers: Answers) -> Answers:
+        return {key: class_ids(value, self.classes.get(key, 0)) for key, value in answers.items()}
+
+    def _check_answers(self, height: int, width: int, images: int) -> None:
+        """Refuse a picture whose answers do not fit into memory, before hours of windows.
+
+        Raises:
+            MemoryLimitError: see :meth:`__call__`.
+        """
+        pixels = images * height * width
+        if pixels <= _SMALL:
+            return
+        needed, free = self._answer_bytes * pixels, free_bytes(_HOST) / self._sharing
+        if needed > free:
+            raise MemoryLimitError(
+                f"the answers to {height}x{width} pixels take {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are"
+                " free; take fewer --tasks at a time, leave --raw and --tta away (of classes only the most probable"
+                " ones are kept then), or cut the picture."
+            )
+
+    @cached_property
+    def _answer_bytes(self) -> float:
+        """Of what is kept of the answers, for each pixel of a picture."""
+        answers = self._reduced(self._run(torch.zeros(self._most_channels, self.step, self.step), self._numbers))
+        return sum(answer.nbytes for answer in answers.values()) / self.step**2
 
     def stream(
         self, source: Source, sinks: Mapping[str, Sink], options: Options, plan: Plan | None = None
@@ -205,17 +243,23 @@ class Tiling:
 
     @cached_property
     def _fields(self) -> list[LayerField | None]:
-        """Of each task's answer, with the trunk of an ablated model, run-time options being numbers."""
-        options = flat({key: numbers(self.model.task(key)) for key in self.tasks})
-        channels = max(self.model.channels(key) for key in self.tasks)
+        """Of each task's answer, with the trunk of an ablated model."""
 
         def run(model: torch.nn.Module, x: Tensor) -> list[Tensor]:
-            answers = cast("DenseModel", with_trunk(model)).predict(x, self.tasks, options)
+            answers = cast("DenseModel", with_trunk(model)).predict(x, self.tasks, self._numbers)
             return [answers[key] for key in self.tasks]
 
-        # a gray model on colours enlarges chroma bicubically: three channels show that too
-        shape = (1, 3 if channels == 1 else channels, self.step, self.step)
-        return geometry(self.model, shape, run).outputs
+        return geometry(self.model, (1, self._most_channels, self.step, self.step), run).outputs
+
+    @cached_property
+    def _numbers(self) -> dict[str, float | Tensor | None]:
+        """Run-time options as numbers: nothing is estimated in a picture that only tells sizes."""
+        return flat({key: numbers(self.model.task(key)) for key in self.tasks})
+
+    @property
+    def _most_channels(self) -> int:
+        """Of a picture; a gray model takes those of colours at once, and enlarges their chroma bicubically."""
+        return 3 if self.channels == 1 else self.channels
 
     def _why(self) -> str:
         causes = [cause for field in self._fields if field is not None for cause in field.causes]
@@ -223,10 +267,8 @@ class Tiling:
 
     @cached_property
     def _bytes(self) -> float:
-        """Of memory, for each pixel of a pass; a gray model takes the three channels of a colour picture at once."""
-        options = flat({key: numbers(self.model.task(key)) for key in self.tasks})
-        channels = 3 if self.channels == 1 else self.channels
-        return bytes_per_pixel(lambda image: self._run(image, options), channels, self.device)
+        """Of memory, for each pixel of a pass."""
+        return bytes_per_pixel(lambda image: self._run(image, self._numbers), self._most_channels, self.device)
 
     def _room(self) -> float:
         return _SHARE * free_bytes(self.device) / self._sharing

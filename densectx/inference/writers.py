@@ -30,7 +30,8 @@ class Answer(NamedTuple):
     Attributes:
         image: (C, H, W) float32 sRGB 0..1, the input; C = 1 for a gray one.
         deep: whether the input's file has 16 bits a channel.
-        value: (K, H * scale, W * scale) float32, what ``DenseModel.predict`` returned.
+        value: (K, H * scale, W * scale) float32, what ``DenseModel.predict`` returned; of classes also
+            (1, H * scale, W * scale) uint8, the most probable ones.
     """
 
     image: Tensor
@@ -192,6 +193,9 @@ def _levels(value: Tensor, white: int) -> NDArray[np.uint16]:
 
 
 def _ids(value: Tensor, classes: int) -> NDArray[np.uint8]:
+    if value.dtype == torch.uint8:
+        whole: NDArray[np.uint8] = value[0].numpy()
+        return whole
     _check_classes(value, classes)
     ids: NDArray[np.uint8] = value.argmax(0).to(torch.uint8).numpy()
     return ids

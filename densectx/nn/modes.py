@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Final
+from weakref import WeakKeyDictionary
 
 from torch import nn
+
+_LOCKS: Final[WeakKeyDictionary[nn.Module, threading.RLock]] = WeakKeyDictionary()  # not in modules: they are copied
+_MAKING: Final = threading.Lock()
 
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every part has the mode that it had, frozen ones their own."""
-    modes = {part: part.training for module in modules for part in module.modules()}
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    """Evaluation mode inside; afterwards every part has the mode that it had, frozen ones their own.
+
+    Threads take turns, a module each: modes, and which of several norm layers runs, are attributes of its parts.
+    """
+    with ExitStack() as turns:
+        for module in sorted(modules, key=id):  # one order for all: else two might wait for each other
+            turns.enter_context(_lock(module))
+        modes = {part: part.training for module in modules for part in module.modules()}
+        for module in modules:
+            module.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes.items():
+                part.training = training
+
+
+def _lock(module: nn.Module) -> threading.RLock:
+    """The lock of a module; one thread may take it again inside."""
+    with _MAKING:
+        return _LOCKS.setdefault(module, threading.RLock())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -25,11 +26,15 @@ def resolved(task: Task, given: Options, image: Tensor, key: str) -> dict[str, f
         the value is None or negative, a (B,) float32 tensor with the estimates in the place of those.
 
     Raises:
-        ConfigError: a tensor that does not have one number an image.
+        ConfigError: no number, or a tensor that does not have one number an image.
     """
     found: dict[str, float | Tensor | None] = {}
     for option, default in task.options.items():
         value = given.get(option, default)
+        if not _possible(value):
+            raise ConfigError(
+                f"option {key}.{option}: {value!r} is no number; expected one, as 25.0, or a tensor of one an image."
+            )
         if isinstance(value, Tensor):
             value = _one_an_image(f"{key}.{option}", value, image)
         estimator = task.estimators.get(option)
@@ -64,6 +69,10 @@ def grouped(options: Options) -> dict[str, dict[str, float | Tensor | None]]:
 def flat(options: Mapping[str, Options]) -> dict[str, float | Tensor | None]:
     """The inverse of :func:`grouped`."""
     return {f"{key}.{option}": value for key, some in options.items() for option, value in some.items()}
+
+
+def _possible(value: object) -> bool:
+    return value is None or (isinstance(value, Real | Tensor) and not isinstance(value, bool))
 
 
 def _one_an_image(name: str, value: Tensor, image: Tensor) -> Tensor:
