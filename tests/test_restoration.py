@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +85,15 @@ def test_ssim_agrees_with_scikit_image_and_kornia(channels, dtype):
     torch.testing.assert_close(found, other, atol=2e-4 if dtype == torch.float32 else 1e-6, rtol=0)
     torch.testing.assert_close(ssim(x, y), found.flatten(1).mean(1))
     torch.testing.assert_close(ssim(x * 255, y * 255, 255.0), ssim(x, y), atol=1e-5, rtol=0)
+
+
+def test_ssim_has_no_operation_that_a_gpu_may_do_in_tf32():
+    x, y = torch.rand(2, 1, 3, 16, 16, generator=noise(0))
+    with torch.autograd.profiler.profile() as profile:
+        SSIM()(x.requires_grad_(), y)[0].backward()
+    names = {event.name for event in profile.function_events}
+    assert "aten::add" in names
+    assert not [name for name in names if "conv" in name or "mm" in name or "linear" in name]
 
 
 def test_ssim_of_constants_is_the_closed_form():
@@ -565,6 +575,15 @@ def test_cutblur_pastes_one_box_either_way():
     assert torch.equal(cutblur(x, truth, rngs(100), 1.0), mixed)
     assert 15 < cutblur(x, truth, rngs(100), 0.3).flatten(1).any(1).sum() < 45
     assert cutblur(x, truth, rngs(100), 0.0) is x
+
+
+def test_boxes_of_cutblur_are_drawn_without_the_device():
+    """Reading a number from it would wait for all of its work; here the device is not even there."""
+    device = torch.device("cuda")
+    away = [SimpleNamespace(device=device, initial_seed=lambda seed=seed: seed) for seed in (1, 1, 2)]
+    mixed = cutblur(torch.zeros(3, 1, 20, 30), torch.ones(3, 1, 20, 30), away, 1.0)
+    assert torch.equal(mixed[0], mixed[1])
+    assert not torch.equal(mixed[0], mixed[2])
 
 
 @pytest.mark.parametrize(

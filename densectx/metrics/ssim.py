@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 WINDOW, SIGMA = 11, 1.5  # pixels
 K1, K2 = 0.01, 0.03
@@ -50,11 +49,18 @@ def window_size(x: Tensor) -> int:
 
 
 def _blur(x: Tensor, size: int) -> Tensor:
-    """The normalised Gaussian where it fits: (B, C, H, W) -> (B, C, H - size + 1, W - size + 1)."""
-    place = torch.arange(size, dtype=x.dtype, device=x.device) - (size - 1) / 2
+    """The normalised Gaussian where it fits: (B, C, H, W) -> (B, C, H - size + 1, W - size + 1).
+
+    A sum of shifted pictures: convolutions of float32 may be done in TF32, whose mantissas of ten bits are too short
+    for differences of second moments.
+    """
+    place = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     kernel = (-(place**2) / (2 * SIGMA**2)).exp()
-    kernel = kernel / kernel.sum()
-    batch, channels, height, width = x.shape
-    y = F.conv2d(x.reshape(batch * channels, 1, height, width), kernel.view(1, 1, size, 1))
-    y = F.conv2d(y, kernel.view(1, 1, 1, size))
-    return y.reshape(batch, channels, *y.shape[-2:])
+    weights = (kernel / kernel.sum()).tolist()
+    for axis in (-2, -1):
+        places = x.shape[axis] - size + 1
+        total = x.narrow(axis, 0, places) * weights[0]
+        for start, weight in enumerate(weights[1:], 1):
+            total = total.add(x.narrow(axis, start, places), alpha=weight)
+        x = total
+    return x

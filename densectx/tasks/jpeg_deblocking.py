@@ -86,10 +86,10 @@ class JpegDeblocking(restoring.Restoring):
         """The image after compression; the image."""
         clean = batch["image"]
         compressed = []
-        for image, gray, rng in zip(clean, batch["gray"].tolist(), rngs, strict=True):
+        for image, gray, rng in zip(clean.cpu(), batch["gray"].tolist(), rngs, strict=True):
             quality = self.test_quality
             if self.training:
-                draw = torch.randint(self.high - self.low + 1, (), generator=rng, device=rng.device)
+                draw = torch.randint(self.high - self.low + 1, (), generator=restoring.on_cpu(rng, "quality"))
                 quality = self.low + int(draw.item())
             compressed.append(jpeg(image[:1] if gray else image, quality).expand_as(image))
         x = torch.stack(compressed).to(clean.device)

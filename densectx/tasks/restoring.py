@@ -13,6 +13,7 @@ from densectx.errors import ConfigError
 from densectx.metrics import ImageMetrics, psnr
 from densectx.metrics.ssim import ssim
 from densectx.nn.colour import as_rgb
+from densectx.rng import generator
 from densectx.tasks.base import Counting, Target, Task
 from densectx.types import Sample, SourceInfo, Terms
 
@@ -108,6 +109,16 @@ def check_pairs(task: str, source: str, info: SourceInfo, scale: int) -> None:
         )
 
 
+def on_cpu(rng: torch.Generator, purpose: str) -> torch.Generator:
+    """A generator for numbers that the CPU decides by: reading one from a device waits for all of its work.
+
+    Args:
+        rng: of a sample; itself if it is one of the CPU.
+        purpose: another one gives other numbers.
+    """
+    return rng if rng.device.type == "cpu" else generator(rng.initial_seed(), purpose)
+
+
 def cutblur(x: Tensor, truth: Tensor, rngs: Sequence[torch.Generator], probability: float) -> Tensor:
     """CutBlur: a random box of the truth pasted into the degraded image, or of the image into the truth.
 
@@ -129,9 +140,10 @@ def cutblur(x: Tensor, truth: Tensor, rngs: Sequence[torch.Generator], probabili
         return x
     height, width = x.shape[-2:]
     mixed = []
-    for image, clean, rng in zip(x, truth, rngs, strict=True):
-        apply, reverse, top, left = torch.rand(4, generator=rng, device=rng.device).tolist()
-        spread = torch.randn((), generator=rng, device=rng.device).item()
+    for image, clean, own in zip(x, truth, rngs, strict=True):
+        rng = on_cpu(own, "cutblur")
+        apply, reverse, top, left = torch.rand(4, generator=rng).tolist()
+        spread = torch.randn((), generator=rng).item()
         ratio = min(max(CUT_RATIO + CUT_SPREAD * spread, 0.0), 1.0)
         rows, columns = round(height * ratio), round(width * ratio)
         y, x0 = int(top * (height - rows + 1)), int(left * (width - columns + 1))
