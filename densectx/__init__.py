@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from densectx.registry import BACKBONES, CONTEXTS, DATASETS, HEADS, LOSSES, MODELS, TASKS
+from densectx.registry import BACKBONES, BALANCING, CONTEXTS, DATASETS, HEADS, LOSSES, MODELS, TASKS
 
 if TYPE_CHECKING:
     from densectx.checkpoint import load
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKBONES",
+    "BALANCING",
     "CONTEXTS",
     "DATASETS",
     "HEADS",

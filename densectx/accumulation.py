@@ -28,7 +28,8 @@ class Prepared(NamedTuple):
 class Accumulation:
     """The window that the run is in; without accumulation nothing happens here.
 
-    All batches of a window are moved to the device and prepared when it begins, and let go one by one.
+    All batches of a window are moved to the device and prepared when it begins, and let go one by one; what the step
+    itself is given stays on the CPU.
 
     Args:
         normaliser: counts.
@@ -53,13 +54,17 @@ class Accumulation:
             return self._prepare(batch), None, 0
         if place.window is not self._batches:
             self._batches = place.window
-            prepared = [self._prepare(trainer.strategy.batch_to_device(one)) for one in place.window]
+            prepared = [self._moved(one, trainer) for one in place.window]
             self._prepared = list(prepared)
             divisor = trainer.accumulate_grad_batches
             self._window = self._normaliser.window([one.targets for one in prepared], divisor, device)
         found = self._prepared[place.at]
         self._prepared[place.at] = None
-        return found or self._prepare(batch), self._window, place.at
+        return found or self._moved(batch, trainer), self._window, place.at
+
+    def _moved(self, batch: Batch, trainer: pl.Trainer) -> Prepared:
+        # a copy, since the data module leaves the batches of a window themselves where they are
+        return self._prepare(trainer.strategy.batch_to_device(dict(batch)))
 
 
 def check_validation(trainer: pl.Trainer) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_type_hints
 
 import pytorch_lightning as pl
-import torch
 from jsonargparse import set_parsing_settings
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, LRSchedulerCallable, OptimizerCallable
-from pytorch_lightning.strategies import DDPStrategy
-from torch.distributed import is_torchelastic_launched
+from pytorch_lightning.strategies import Strategy
 
 from densectx.averaging import exact
 from densectx.callbacks import Pictures, ScoreTable
@@ -33,20 +30,15 @@ from densectx.registry import allowed_imports
 from densectx.resilience.guards import FiniteGuard
 from densectx.resilience.preemption import Preemption
 from densectx.resilience.replicas import Replicas
-from densectx.resilience.timeouts import collective_timeout
 from densectx.resilience.watchdog import Watchdog
-from densectx.trainer_checks import check_balancing, check_clock, check_trainer
+from densectx.strategies import check_strategy, make_strategy
+from densectx.trainer_checks import avoid_mps, check_balancing, check_clock, check_trainer
+from densectx.turning import check_turns
+from densectx.typecheck import describe, fits
 from densectx.types import SourceInfo
 
 # Classes that a config may name by class_path: what is built from there runs, so the list is closed.
 _PACKAGES = ("torch.optim", "timm.optim", "pytorch_lightning", "lightning_fabric", "densectx", "datetime")
-
-# Lightning gives the strategies of these names another timeout than DENSECTX_TIMEOUT.
-_DDP: dict[str, dict[str, Any]] = {
-    "ddp": {},
-    "ddp_find_unused_parameters_false": {},
-    "ddp_find_unused_parameters_true": {"find_unused_parameters": True},
-}
 
 
 def allowed_packages() -> list[str]:
@@ -143,20 +135,6 @@ class _CLI(LightningCLI):
         return data.info()
 
 
-def _ddp(trainer: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Options of DDP where the config or, where it leaves that open, the number of processes asks for it; else None."""
-    strategy, devices = trainer.get("strategy") or "auto", trainer.get("devices") or "auto"
-    if strategy != "auto":
-        return _DDP.get(str(strategy))
-    if "," in str(devices) and not isinstance(devices, list):
-        devices = [name for name in str(devices).split(",") if name.strip()]
-    here = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 0
-    if devices in ("auto", -1, "-1") and trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda"):
-        here = torch.cuda.device_count()
-    several = here > 1 or (trainer.get("num_nodes") or 1) > 1 or is_torchelastic_launched()
-    return _DDP["ddp"] if several else None
-
-
 def _after_validation(spec: Any) -> Any:
     """A callback of a config; an ``EarlyStopping`` on what validations measure looks at it right after one.
 
@@ -171,6 +149,14 @@ def _after_validation(spec: Any) -> Any:
     if given or not str(options.get("monitor", "")).startswith("val/"):
         return spec
     return {**spec, "init_args": {**options, "check_on_train_epoch_end": False}}
+
+
+def _check_types(part: str, values: Mapping[str, Any], build: Callable[..., Any]) -> None:
+    """Refuse values of a part of the config that do not fit the signature of what is built of it."""
+    hints = get_type_hints(build)
+    for key, value in values.items():
+        if not fits(value, hint := hints.get(key, Any)):
+            raise ConfigError(f"expected {describe(hint)}, got {value!r}.", f"{part}.{key}")
 
 
 def _listed(kind: type[pl.Callback], given: Sequence[str]) -> bool:
@@ -193,12 +179,16 @@ def instantiate(
     seed = config.get("seed_everything", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError(f"seed_everything: expected an integer, got {seed!r}.")
+    _check_types("model", values["model"], build_module)
+    _check_types("data", values["data"], DataModule.__init__)
     values["model"]["seed"] = values["data"]["seed"] = seed
     values["trainer"].setdefault("use_distributed_sampler", False)  # ours counts every sample once
     values["trainer"].setdefault("num_sanity_val_steps", 0)
     values["trainer"]["default_root_dir"] = str(folder)
     callbacks: list[pl.Callback] = [Watchdog(), ScoreTable()]
     check_trainer(values["trainer"])
+    check_strategy(values["trainer"].get("strategy"), allowed_packages())
+    avoid_mps(values["trainer"])
     listed = values["trainer"].get("callbacks") or []
     listed = [_after_validation(exact(spec)) for spec in (listed if isinstance(listed, list) else [listed])]
     if listed:
@@ -224,9 +214,12 @@ def instantiate(
     if values["trainer"].get("logger", True) is True:
         values["trainer"].pop("logger", None)
         extra["logger"] = loggers or False
-    if (options := _ddp(values["trainer"])) is not None:
+    strategy = make_strategy(values["trainer"])
+    if isinstance(strategy, Strategy):
         values["trainer"].pop("strategy", None)
-        extra["strategy"] = DDPStrategy(**options, timeout=timedelta(seconds=collective_timeout()))
+        extra["strategy"] = strategy
+    elif strategy is not None:
+        values["trainer"]["strategy"] = strategy
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed_packages())
     # every refusal of jsonargparse is raised instead of printed with fifty lines of usage
     parser = {"exit_on_error": False}
@@ -251,6 +244,7 @@ def instantiate(
     if command == "fit":
         check_clock(values["trainer"].get("val_check_interval"), cli.trainer.world_size)
         check_balancing(values["model"].get("balancing"), cli.model, cli.datamodule)
+        check_turns(cli.model.model, cli.datamodule)
         made = cli.model.configure_optimizers()  # what it refuses is refused before data is read
         if isinstance(made, dict):
             tell_time(made["lr_scheduler"]["scheduler"], cli.trainer)  # needs a limit

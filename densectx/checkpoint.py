@@ -15,7 +15,7 @@ from torch import Tensor
 from densectx import __version__
 from densectx.archive import check_header, damage, load_archive
 from densectx.budget import Budget
-from densectx.checkpoint_files import newest_first, temporary_of
+from densectx.checkpoint_files import newest_first, newest_run, temporary_of
 from densectx.distributions import how_to_install
 from densectx.errors import CheckpointError, ConfigError, PluginError, StorageError, brief
 from densectx.model import DenseModel, without_weights
@@ -132,7 +132,9 @@ def locate(path: str | Path) -> Path:
             if files := newest_first(folder):
                 return files[0]
         if not is_model_name(str(path)):  # answers may lie in a folder of the model's name
-            raise CheckpointError(f"{path}: a folder without checkpoints/best.ckpt or last.ckpt.")
+            run = newest_run(path.parent, path.name)
+            fix = f"; its newest run is {run}" if run else ""
+            raise CheckpointError(f"{path}: a folder without checkpoints/best.ckpt or last.ckpt{fix}.")
     elif os.path.exists(path):
         return path
     if is_model_name(str(path)):

@@ -67,6 +67,12 @@ def steps(folder: Path) -> dict[int, Path]:
     return {step_of(file): file for file in folder.glob("step-*.ckpt") if step_of(file) >= 0 and file.is_file()}
 
 
+def newest_run(root: Path, name: str) -> Path | None:
+    """The newest run of a config that has a checkpoint."""
+    folders = [f for f in (root / name).glob("*") if f.name.isdecimal() and steps(f / "checkpoints")]
+    return max(folders, key=lambda f: int(f.name), default=None)
+
+
 def step_of(file: Path) -> int:
     """The optimizer step that a file's name tells, -1 if none."""
     match = _STEP.fullmatch(file.name)

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from densectx.checkpoint_files import StepFiles, link, steps, sweep, temporary_of
 from densectx.checkpoint_io import refusal
-from densectx.errors import ConfigError, StorageError, unknown
+from densectx.errors import ConfigError, PluginError, StorageError, unknown
 from densectx.limits import time_gone
 from densectx.module import DenseModule
 from densectx.say import warn
@@ -87,10 +87,12 @@ class Checkpoints(Checkpoint):
 
         Raises:
             ConfigError: ``monitor``, or that of an ``EarlyStopping``, is of a task and none of its metrics.
+            PluginError: the ``score`` of a task names what its metrics do not compute.
             StorageError: on every rank, if the first cannot write there.
         """
         self._stop_asked = False
         if isinstance(pl_module, DenseModule):
+            _check_scores(pl_module)
             _check_monitor("checkpoints", self.monitor or "", pl_module)
             listed: list[pl.Callback] = getattr(trainer, "callbacks", [])
             for callback in listed:
@@ -297,6 +299,21 @@ def _check_monitor(of: str, monitor: str, module: DenseModule) -> None:
         return
     if monitor not in (names := module.metric_names("val")):
         raise ConfigError(f"{of}: monitor: {unknown('metric', monitor, names)}", "trainer.callbacks")
+
+
+def _check_scores(module: DenseModule) -> None:
+    """A metric that nothing computes would be missing in tables, and its task in what ``best`` follows."""
+    names = module.metric_names("val")
+    for key in module.model.tasks:
+        task, start = module.model.task(key), f"val/{key}/"
+        known = [name.removeprefix(start) for name in names if name.startswith(start)]
+        for name in (task.score.metric, f"{task.score.metric}_{task.score.baseline}"):
+            if name not in known:
+                raise PluginError(
+                    f"task {key!r}: the metrics of {type(task).__name__} do not compute what its score names:"
+                    f" {unknown('metric', name, known)} Score(metric, baseline) stands for 'metric' and"
+                    " 'metric_baseline'."
+                )
 
 
 def task_values(metrics: Mapping[str, float], module: DenseModule) -> dict[str, tuple[float, int]]:

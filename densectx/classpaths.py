@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from densectx.config import Composed, check_keys
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, suggest
 from densectx.typecheck import describe, fits
 
 _KEYS: Final = ("class_path", "init_args", "dict_kwargs")
@@ -30,8 +30,8 @@ def check_class_paths(node: Any, path: str, allowed: Collection[str], composed: 
         composed: names file or flag in messages.
 
     Raises:
-        ConfigError: an unknown key of a node, or an argument that its class does not take; the nearest is suggested. An
-            argument of a wrong type, or one that is missing.
+        ConfigError: an unknown key of a node, an argument that its class does not take, or a class that its module does
+            not have; the nearest is suggested. An argument of a wrong type, or one that is missing.
     """
     if isinstance(node, list):
         for index, item in enumerate(node):
@@ -48,7 +48,8 @@ def check_class_paths(node: Any, path: str, allowed: Collection[str], composed: 
     arguments, target = node.get("init_args") or {}, node.get("class_path")
     if not isinstance(arguments, Mapping) or not isinstance(target, str):
         return
-    cls = _named(target, allowed)
+    where = f"{path}.class_path"
+    cls = named(target, allowed, where, f" ({composed.where(where)})")
     takes = None if cls is None else _takes(cls)
     if cls is not None and takes is not None:
         check_keys(arguments, takes, f"{path}.init_args", composed)
@@ -58,15 +59,29 @@ def check_class_paths(node: Any, path: str, allowed: Collection[str], composed: 
             check_class_paths(value, f"{path}.init_args.{key}", allowed, composed)
 
 
-def _named(target: str, allowed: Collection[str]) -> Any:
-    """The class, None where it is not there or no allowed package has it."""
+def named(target: str, allowed: Collection[str], path: str, origin: str = "") -> Any:
+    """The class that a config names, None where its module is not there or no allowed package has it.
+
+    Args:
+        target: dotted name.
+        allowed: packages that may be imported.
+        path: dotted key path, for messages.
+        origin: words for the file or flag, for messages.
+
+    Raises:
+        ConfigError: the module has no such class; the nearest is suggested.
+    """
     module, _, name = target.rpartition(".")
     if not any(module == package or module.startswith(f"{package}.") for package in allowed):
         return None
     try:
-        return getattr(importlib.import_module(module), name)
+        found = importlib.import_module(module)
     except (ImportError, AttributeError, ValueError):
         return None
+    if not hasattr(found, name):
+        known = [other for other in dir(found) if inspect.isclass(getattr(found, other, None))]
+        raise ConfigError(f"{module} has no class {name!r}{origin}{suggest(name, known)}", path)
+    return getattr(found, name)
 
 
 def _takes(cls: Any) -> list[str] | None:

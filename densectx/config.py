@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias, final
 from densectx.errors import ConfigError, suggest
 from densectx.interpolation import resolve
 from densectx.model_names import Named, named
-from densectx.yamlfile import dump, load_yaml, parse_yaml
+from densectx.yamlfile import PLACEHOLDER, dump, load_yaml, parse_yaml
 
 __all__ = ["COLLECTIONS", "Composed", "check_keys", "compose", "dump", "load_yaml"]
 
@@ -72,7 +72,8 @@ def compose(
 
     Args:
         files: YAML files.
-        flags: (dotted key path, YAML text), e.g. ``("model.tasks.denoising.sigma", "50")``.
+        flags: (dotted key path, YAML text), e.g. ``("model.tasks.denoising.sigma", "50")``; one that begins with
+            ``{subset}``, ``{class}`` or ``{scale}`` is a plain text.
         check: looks at the merged config before ``${...}`` is resolved: a misspelt key is its own error, not that of
             a reference to it.
 
@@ -213,7 +214,8 @@ def _flag_layer(flags: Sequence[tuple[str, str]]) -> dict[str, Any]:
         if not all((*parents, leaf)):
             raise ConfigError(f"flag --{path}: a part of the key is empty.")
         # a value of one word or path may have a #, which begins no comment in a shell
-        plain = not text.strip() or (_COMMENT.search(text) and text.lstrip()[0] not in "[{'\"")
+        comment = _COMMENT.search(text) and text.lstrip()[0] not in "[{'\""
+        plain = not text.strip() or comment or PLACEHOLDER.match(text)  # {subset}/images is no mapping
         nested = {leaf: text if plain else parse_yaml(text, f"flag --{path}")}
         for key in reversed(parents):
             nested = {key: nested}

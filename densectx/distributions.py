@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Collection
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
@@ -35,6 +36,12 @@ def how_to_install(requirement: str) -> str:
 def external(kind: str) -> tuple[EntryPoint, ...]:
     """The entry points ``densectx.<kind>`` of all distributions on ``sys.path``; imports nothing of theirs."""
     return _external(tuple(sys.path), tuple(map(_mark, sys.path))).get(kind, ())
+
+
+def outside(kinds: Collection[str]) -> list[EntryPoint]:
+    """The entry points of all groups ``densectx.<kind>`` that are of none of these kinds."""
+    found = _external(tuple(sys.path), tuple(map(_mark, sys.path)))
+    return [point for kind in sorted(set(found) - set(kinds)) for point in found[kind]]
 
 
 @lru_cache(maxsize=4)

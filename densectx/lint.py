@@ -8,14 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
-from densectx.config import check_keys, compose
 from densectx.data.base import Split
 from densectx.data.causes import Expected
-from densectx.data.findings import Problem, Surveys, problems
-from densectx.data.module import DATA_KEYS, read_here, whole
+from densectx.data.findings import Problem, Surveys, problems, summarised
+from densectx.data.module import whole
 from densectx.data.presets import PRESETS
 from densectx.data.survey import Survey, class_weights, look
-from densectx.errors import ConfigError, DataError
+from densectx.data_of_config import data_of_config
+from densectx.errors import DataError
 from densectx.parsing import FLAGS, Parser, take_flags
 from densectx.types import SourceInfo
 
@@ -64,12 +64,7 @@ def survey(
     A split that cannot be listed has one error and no samples; a test split without a folder of its own is not asked
     for until ``densectx test``, so it is left out.
     """
-    composed = compose(files, flags)
-    if not isinstance(composed.values.get("data"), Mapping):
-        raise ConfigError(f"{files[0]}: has no data; lint looks at data.sources.")
-    options = composed.values["data"]
-    check_keys(options, DATA_KEYS, "data", composed)
-    data = read_here(options)
+    options, data = data_of_config(files, flags, "lint looks at")
     surveys: Surveys = {name: {} for name in data.datasets["train"]}
     expected = {name: _expected(spec) for name, spec in options["sources"].items()}
     for split in get_args(Split):
@@ -94,12 +89,12 @@ def _expected(spec: Any) -> Expected:
     augment = given.get("augment") or {}
     colours = bool(given.get("colors"))
     own = "classes" in given  # the preset's palette and remap do not hold for them
+    remap = given.get("remap")
+    if remap is None and not own:
+        remap = preset.get("remap")
     return Expected(
         colours=colours,
-        direct=given.get("name") in ("image_mask", "manifest")
-        and not colours
-        and given.get("remap") is None
-        and (own or "remap" not in preset),
+        direct=given.get("name") in ("image_mask", "manifest") and not colours and not remap,
         palette=given.get("palette") is not None or ("palette" in preset and not own),
         batch=given.get("batch_size", 4),
         eval_batch=given.get("eval_batch_size", 1),
@@ -135,11 +130,14 @@ def _as_text(surveys: Surveys, infos: Mapping[str, SourceInfo], problems: Sequen
             rows = zip(infos[source].classes, pixels, splits["train"].images, class_weights(pixels), strict=True)
             total = max(sum(pixels), 1)
             lines += [f"  {name:<16} {count / total:9.4%} {images:7} {w:8.3f}" for name, count, images, w in rows]
+            lines.append(f"  loss: {{name: cross_entropy, class_weights: {class_weights(pixels)}}}")
+    told = {message for splits in surveys.values() for found in splits.values() for message in summarised(found)}
     for severity in ("error", "warning"):
         found_here = [p for p in problems if p.severity == severity]
-        lines += [f"{severity}: {p.source} {p.split}: {p.message}" for p in found_here[:_SHOWN]]
-        if len(found_here) > _SHOWN:
-            lines.append(f"{severity}: and {len(found_here) - _SHOWN} more (--json prints all)")
+        shown = [p for p in found_here if p.kind != "unusable" or p.message not in told][:_SHOWN]
+        lines += [f"{severity}: {p.source} {p.split}: {p.message}" for p in shown]
+        if len(found_here) > len(shown):
+            lines.append(f"{severity}: and {len(found_here) - len(shown)} more (--json prints all)")
     errors = sum(problem.severity == "error" for problem in problems)
     lines.append(f"{errors} errors, {len(problems) - errors} warnings.")
     return "\n".join(lines) + "\n"

@@ -17,19 +17,23 @@ from densectx.distributions import unmet
 from densectx.docstrings import plain
 from densectx.errors import ConfigError, unknown
 from densectx.imports import child_command
-from densectx.registry import REGISTRIES, Entry, Registry, documentation
+from densectx.registry import REGISTRIES, Entry, Registry, documentation, strays
 
 CHECK_SECONDS: Final = 120.0
+_REFUSED: Final = ("requirement not met", "not read")
 
 _CHECK = """
-import sys
+import json, sys
 from densectx.errors import DensectxError
 from densectx.registry import REGISTRIES
-try:
-    REGISTRIES[sys.argv[1]].get(sys.argv[2])
-except DensectxError as error:
-    sys.exit(str(error))
-sys.stdout.write("\\nloaded " + sys.argv[2])
+for place, (kind, name) in enumerate(json.loads(sys.argv[1])):
+    said = ""
+    try:
+        REGISTRIES[kind].get(name)
+    except DensectxError as error:
+        said = str(error)
+    sys.stdout.write("\\ndensectx checked " + json.dumps([place, said]) + "\\n")
+    sys.stdout.flush()
 """
 
 
@@ -40,7 +44,8 @@ class Listed:
 
     Attributes:
         entry: the registered name.
-        status: ``ok``, ``clash``, ``missing module``, ``requirement not met`` or, after a check, ``broken``.
+        status: ``ok``, ``clash``, ``missing module``, ``requirement not met``, ``not read`` (a group of entry points
+            that is no kind, a name that nothing can ask for) or, after a check, ``broken``.
         reason: why it is not ``ok``.
     """
 
@@ -62,27 +67,30 @@ def registry_of(kind: str) -> Registry[object]:
 
 
 def listed(kinds: list[str], check: bool = False) -> list[Listed]:
-    """Every registered name of these kinds with its status.
+    """Every registered name of these kinds with its status, and entry points of groups that are no kind.
 
     Args:
         kinds: plural kinds.
-        check: import each entry of another distribution, in a process of its own; one that is broken is told and
+        check: import the entries of each other distribution, in a process of its own; what is broken is told and
             harms nothing.
     """
     lines = []
     for kind in kinds:
         entries = REGISTRIES[kind].entries()
         count = Counter(entry.name for entry in entries)
-        for entry in entries:
-            line = _judge(entry, clash=count[entry.name] > 1)
-            importable = entry.entry_point is not None and line.status != "requirement not met"
-            if check and importable and (reason := _broken(entry)):
-                line = Listed(entry, "broken", reason)
-            lines.append(line)
-    return lines
+        lines += [_judge(entry, clash=count[entry.name] > 1) for entry in entries]
+    if check:
+        importable = [line.entry for line in lines if line.entry.entry_point and line.status not in _REFUSED]
+        broken: dict[Entry, str] = {}
+        for distribution in sorted({entry.distribution for entry in importable}):
+            broken |= _broken([entry for entry in importable if entry.distribution == distribution])
+        lines = [Listed(line.entry, "broken", broken[line.entry]) if broken.get(line.entry) else line for line in lines]
+    return lines + [Listed(entry, "not read", why) for entry, why in strays()]
 
 
 def _judge(entry: Entry, clash: bool) -> Listed:
+    if entry.misnamed:
+        return Listed(entry, "not read", entry.misnamed)
     if clash:
         return Listed(entry, "clash", f"another distribution provides it too; write {entry.distribution}/{entry.name}")
     if entry.entry_point is None:
@@ -99,20 +107,26 @@ def _judge(entry: Entry, clash: bool) -> Listed:
     return Listed(entry, "ok")
 
 
-def _broken(entry: Entry) -> str:
-    """Why an entry cannot be imported, or ``""``. Own process: an import may exit, hang or take the process down."""
-    name = f"{entry.distribution}/{entry.name}"
-    command, environment = child_command("-c", _CHECK, entry.kind, name)
-    try:
+def _broken(entries: list[Entry]) -> dict[Entry, str]:
+    """Why entries cannot be imported, ``""`` for those that can; one process, and where it dies one for each."""
+    names = [(entry.kind, f"{entry.distribution}/{entry.name}") for entry in entries]
+    command, environment = child_command("-c", _CHECK, json.dumps(names))
+    try:  # in another process: an import may exit, hang or take the process down
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_SECONDS, check=False
         )
+        output, error = (stream.decode(errors="backslashreplace").splitlines() for stream in (done.stdout, done.stderr))
+        failure = error[-1] if error else f"importing it ended the process with status {done.returncode}"
     except subprocess.TimeoutExpired:
-        return f"importing it takes longer than {CHECK_SECONDS:g} s"
-    output, error = (stream.decode(errors="backslashreplace").splitlines() for stream in (done.stdout, done.stderr))
-    if done.returncode == 0 and output and output[-1] == f"loaded {name}":
-        return ""
-    return error[-1] if error else f"importing it ended the process with status {done.returncode}"
+        output, failure = [], f"importing it takes longer than {CHECK_SECONDS:g} s"
+    told = [
+        json.loads(line.removeprefix("densectx checked ")) for line in output if line.startswith("densectx checked ")
+    ]
+    if len(told) == len(entries):
+        return {entries[place]: said for place, said in told}
+    if len(entries) == 1:
+        return {entries[0]: failure}
+    return {entry: why for one in entries for entry, why in _broken([one]).items()}
 
 
 def table(lines: list[Listed]) -> str:

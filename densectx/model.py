@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from densectx.backbones.base import Backbone, MarginBackbone
-from densectx.errors import ConfigError, unknown
+from densectx.errors import ConfigError, PluginError, unknown
 from densectx.nn.colour import grey
 from densectx.nn.context import Context
 from densectx.nn.modes import evaluating
@@ -146,6 +146,9 @@ class DenseModel(nn.Module):
             x: adapted input.
             kind: with ``norm: per_input`` the kind of x, one of ``kinds``; null for the one that ran last.
             surround: s, pixels of surroundings on each side.
+
+        Raises:
+            PluginError: the backbone does not answer with a level for each of its features.
         """
         if kind is not None:
             select((self.backbone, self.context), kind)
@@ -157,6 +160,7 @@ class DenseModel(nn.Module):
                 pyramid = self.backbone.valid(reflect101(x, before, bottom, before, right))
             else:
                 pyramid = self.backbone(pad_to_multiple(x, self.stride))
+            _check_levels(pyramid, self.backbone)
             features = [*pyramid, self.projection(pyramid[-1])]
         return [torch.zeros_like(f) for f in features] if self.ablate == "trunk_zero" else features
 
@@ -172,7 +176,12 @@ class DenseModel(nn.Module):
             inputs: x of each task; f is its scale.
             surround: s of each task, so many pixels on each side of x are its surroundings, for which there is no
                 output; 0 where it says nothing.
+
+        Raises:
+            TypeError: one tensor for all tasks; :meth:`predict` answers an image.
         """
+        if isinstance(inputs, Tensor):  # type: ignore[unreachable]  # of callers without a type checker
+            raise TypeError("expected {task: x}, as the tasks prepare it; predict(image) answers an image.")
         passes: dict[Pass, tuple[Tensor, list[Tensor]]] = {}  # by identity and kind; holds the key's tensor alive
         contexts: dict[tuple[Pass, str], Tensor] = {}
         inputs_of_trunk: dict[tuple[Any, ...], Tensor] = {}  # tensors adapted alike are to be one
@@ -219,6 +228,8 @@ class DenseModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Answer for an image as it is given: nothing is added to it and it is not reduced.
 
+        Threads may call it at the same time; they take turns.
+
         Args:
             image: (C, H, W) or (B, C, H, W), C = 1 or the model's channels, sRGB float 0..1 or uint8, any device.
             tasks: keys of the tasks to answer, or one key; null for all.
@@ -258,7 +269,7 @@ class DenseModel(nn.Module):
             estimator answers for it, a (B,) float32 tensor (B = 1 for a single image) on the model's device.
 
         Raises:
-            ConfigError: unknown task or option, a tensor that does not have one number an image.
+            ConfigError: unknown task or option, no number, a tensor that does not have one number an image.
         """
         keys = self._keys(tasks)
         known = [f"{key}.{option}" for key in self.tasks for option in self.task(key).options]
@@ -332,6 +343,18 @@ def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "backbone": {k: v for k, v in backbone.items() if k not in ("weights", "pretrained")}}
 
 
+def _check_levels(pyramid: Any, backbone: Backbone) -> None:
+    """One tensor would be taken for as many levels as it has samples, and train."""
+    count = len(backbone.features)
+    if isinstance(pyramid, list | tuple) and len(pyramid) == count:
+        return
+    given = f"{len(pyramid)} levels" if isinstance(pyramid, list | tuple) else f"a {type(pyramid).__name__}"
+    raise PluginError(
+        f"backbone {type(backbone).__name__} gives {given}; expected a list of {count}, a tensor for each of its"
+        " features."
+    )
+
+
 def _kinds(tasks: Mapping[str, Task]) -> dict[str, str]:
     """{task: kind of its input}: the source where the image is taken unchanged, else the task itself.
 
@@ -346,6 +369,11 @@ def as_batch(image: Tensor) -> Tensor:
     Raises:
         ConfigError: another number of dimensions, an empty image, or another type.
     """
+    if not isinstance(image, Tensor):
+        raise ConfigError(
+            f"an image of type {type(image).__name__}; expected a tensor. NumPy's (H, W, C) becomes one by"
+            " torch.from_numpy(image).permute(2, 0, 1), a file by densectx.data.reader.read_image(path)."
+        )
     if image.ndim not in (3, 4) or 0 in image.shape:
         raise ConfigError(f"an image of shape {tuple(image.shape)}; expected (C, H, W) or (B, C, H, W), not empty.")
     if not (image.is_floating_point() or image.dtype == torch.uint8):

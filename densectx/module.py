@@ -24,7 +24,7 @@ from densectx.limits import tell_time
 from densectx.model import DenseModel
 from densectx.nn.norm import PerInput
 from densectx.nn.precision import full
-from densectx.normalising import Normaliser
+from densectx.normalising import Evaluated, Normaliser
 from densectx.optimizing import (
     MakeOptimizer,
     MakeScheduler,
@@ -37,7 +37,7 @@ from densectx.optimizing import (
 from densectx.rng import generator, seed_of
 from densectx.surround import surround_of, with_surround
 from densectx.tasks.base import ReadingFiles, Target, Task
-from densectx.types import Batch, Spec
+from densectx.types import Batch, Spec, Terms
 
 
 @final
@@ -48,8 +48,10 @@ class DenseModule(pl.LightningModule):
     window, so uneven numbers of labelled pixels give the gradient of one process with one batch of all the samples.
     Terms whose weight no target tells (the bins of chroma, losses of others that are not
     :class:`densectx.losses.Countable`) are normalised batch by batch and averaged; so is everything where batches do
-    not come from :class:`densectx.data.module.DataModule`. Logs ``train/<task>/loss``, ``val|test/<task>/<metric>``
-    and, where gradients are measured, ``balance/cos/<a>/<b>``, ``balance/norm/<task>``, ``balance/weight/<task>``.
+    not come from :class:`densectx.data.module.DataModule`. Logs ``train/<task>/loss``, ``val|test/<task>/<metric>``,
+    ``val|test/<task>/loss`` (each term its sum over its weight, both of the whole split; before the task's weight and
+    balancing, as in training) and, where gradients are measured, ``balance/cos/<a>/<b>``, ``balance/norm/<task>``,
+    ``balance/weight/<task>``.
 
     Args:
         model: built model.
@@ -108,6 +110,7 @@ class DenseModule(pl.LightningModule):
                     part.compile(recompile_limit=limit)
         self._normaliser = Normaliser(model)
         self._terms = self._normaliser.terms
+        self._evaluated = Evaluated(self._normaliser)
         self._accumulation = Accumulation(self._normaliser, self._prepare)
         self._recent: dict[str, float] = {}  # losses that were not logged yet: what nobody looks at costs time
         self._idle: set[str] = set(model.tasks)  # without weight, or labels on any rank, since the last optimizer step
@@ -147,7 +150,7 @@ class DenseModule(pl.LightningModule):
         with self.balancer.branched():
             outputs = self._run(prepared.inputs, prepared.surround)
         with torch.autocast(self.device.type, enabled=False):
-            terms = {key: self.model.task(key).loss(full(y), prepared.targets[key]) for key, y in outputs.items()}
+            terms = self._losses(outputs, prepared)
             found = self._normaliser(terms, self.device, window, index)
             self._refuse_not_finite(found.totals, batch)
             loss, numbers = self.balancer(found.shares, found.values, found.regular, log=self._logs, scale=self._scale)
@@ -219,14 +222,19 @@ class DenseModule(pl.LightningModule):
     # evaluation
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Count a batch in the metrics of its tasks; returns the answers, for callbacks that draw them."""
-        answers = self.answer(batch)
+        """Count a batch in the metrics and losses of its tasks; returns the answers, for callbacks that draw them."""
+        prepared = self._prepare(batch)
+        outputs = self._run(prepared.inputs, prepared.surround)
+        # what a loss makes once and keeps must serve training too, which Lightning's inference mode would forbid
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            self._evaluated.add(self._losses(outputs, prepared), self.device)
+        answers = self._answers(outputs, prepared)
         for key, (prediction, x, target) in answers.items():
             self.model.task(key).update(prediction, x, target)
         return answers
 
     def on_validation_epoch_end(self) -> None:
-        """Log and reset the metrics, summed over ranks."""
+        """Log and reset metrics and losses, summed over ranks."""
         self._log_metrics("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -234,13 +242,16 @@ class DenseModule(pl.LightningModule):
         return self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log and reset the metrics, summed over ranks."""
+        """Log and reset metrics and losses, summed over ranks."""
         self._log_metrics("test")
 
     def answer(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Target]]:
         """{task: (postprocessed prediction, x, target)} of the tasks that a batch has data for."""
-        inputs, targets, surround = self._prepare(batch)
-        outputs = self._run(inputs, surround)
+        prepared = self._prepare(batch)
+        return self._answers(self._run(prepared.inputs, prepared.surround), prepared)
+
+    def _answers(self, outputs: Mapping[str, Tensor], prepared: Prepared) -> dict[str, tuple[Tensor, Tensor, Target]]:
+        inputs, targets = prepared.inputs, prepared.targets
         with torch.autocast(self.device.type, enabled=False):
             return {
                 key: (self.model.task(key).postprocess(full(y), inputs[key]), inputs[key], targets[key])
@@ -288,6 +299,9 @@ class DenseModule(pl.LightningModule):
         """The outputs in the size of the targets: zeros where x is surroundings, for which no target is known."""
         outputs: dict[str, Tensor] = self.model(inputs, surround)
         return outputs | {k: with_surround(outputs[k], self.model.task(k), s) for k, s in surround.items()}
+
+    def _losses(self, outputs: Mapping[str, Tensor], prepared: Prepared) -> dict[str, Terms]:
+        return {key: self.model.task(key).loss(full(y), prepared.targets[key]) for key, y in outputs.items()}
 
     def _scale(self) -> float:
         """Of the gradient scaler, 1 without one."""
@@ -353,11 +367,14 @@ class DenseModule(pl.LightningModule):
 
     def metric_names(self, stage: str) -> list[str]:
         """What a validation (``val``) or test (``test``) logs; every rank calls it, and nothing has been counted."""
-        return [f"{stage}/{key}/{name}" for key in self.model.tasks for name in self._computed(key)]
+        return [f"{stage}/{key}/{name}" for key in self.model.tasks for name in {**self._computed(key), "loss": None}]
 
     def _log_metrics(self, stage: str) -> None:
+        losses = self._evaluated.take(self.device)
         for key in self.model.tasks:
-            self.log_dict({f"{stage}/{key}/{k}": v.float() for k, v in self._computed(key).items()}, batch_size=1)
+            values: dict[str, Any] = {"loss": losses[key]} if key in losses else {}
+            values |= {name: value.float() for name, value in self._computed(key).items()}  # a task's own loss is taken
+            self.log_dict({f"{stage}/{key}/{name}": value for name, value in values.items()}, batch_size=1)
 
     def _computed(self, key: str) -> dict[str, Tensor]:
         """The metrics of a task, which then count from zero."""

@@ -91,20 +91,15 @@ class Normaliser:
         Raises:
             ConfigError: a weight is not what was counted ahead.
         """
-        zero = torch.zeros((), device=device)
-        table = [terms[key][term] if key in terms else (zero, zero) for key, term in self.terms]
-        sums = torch.stack([torch.stack([total.detach(), weight]) for total, weight in table]).double()
+        sums = self.sums(terms, device)
         world = sum_over_ranks(sums)
         totals: list[list[float]] = sums.tolist()
         batches = 1 if window is None else len(window.counts)
         times = 1 if window is None else window.divisor
         ahead = [nan] * len(totals) if window is None else window.counts[index]
         shares: dict[str, Tensor] = {}
-        values: dict[str, float] = {}
         regular: dict[str, float] = {}
-        for place, ((key, term), (total, _), (all_sum, all_weight)) in enumerate(
-            zip(self.terms, table, totals, strict=True)
-        ):
+        for place, ((key, term), (_, all_weight)) in enumerate(zip(self.terms, totals, strict=True)):
             # over the batches that have the task: over all of them one whose source is rare would count less
             own = batches if window is None else max(window.present[key], 1)
             coefficient, weight, factor = self._tasks[key].coefficients[term], all_weight, times / own
@@ -119,12 +114,25 @@ class Normaliser:
                 if weight > 0:
                     regular[key] = times / batches
             if key in terms:
-                share = world * factor * coefficient / max(weight, 1e-12) * total
+                share = world * factor * coefficient / max(weight, 1e-12) * terms[key][term][0]
                 shares[key] = shares[key] + share if key in shares else share
             if all_weight > 0:
-                values[key] = values.get(key, 0.0) + coefficient * all_sum / all_weight
                 regular.setdefault(key, times / own)
-        return Normalised(shares, values, regular, totals)
+        return Normalised(shares, self.values(totals), regular, totals)
+
+    def sums(self, terms: Mapping[str, Terms], device: torch.device) -> Tensor:
+        """(sum, weight) of every term, (terms, 2) float64 without graph; zero where this rank has no data for it."""
+        zero = torch.zeros((), device=device)
+        table = [terms[key][term] if key in terms else (zero, zero) for key, term in self.terms]
+        return torch.stack([torch.stack([total.detach(), weight]) for total, weight in table]).double()
+
+    def values(self, totals: list[list[float]]) -> dict[str, float]:
+        """{task: its loss} of (sum, weight) of every term; of the tasks that have a weight."""
+        values: dict[str, float] = {}
+        for (key, term), (total, weight) in zip(self.terms, totals, strict=True):
+            if weight > 0:
+                values[key] = values.get(key, 0.0) + self._tasks[key].coefficients[term] * total / weight
+        return values
 
     def _counted(self, targets: Mapping[str, Target], device: torch.device) -> Tensor:
         found = {
@@ -139,6 +147,31 @@ class Normaliser:
                 for key, term in self.terms
             ]
         ).double()
+
+
+@final
+class Evaluated:
+    """Loss terms of an evaluation, each its sum over its weight, both of all batches and ranks.
+
+    Args:
+        normaliser: knows the terms.
+    """
+
+    def __init__(self, normaliser: Normaliser) -> None:
+        self._normaliser = normaliser
+        self._sums: Tensor | None = None
+
+    def add(self, terms: Mapping[str, Terms], device: torch.device) -> None:
+        """Count a batch: the terms of the tasks that it has data for."""
+        sums = self._normaliser.sums(terms, device)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def take(self, device: torch.device) -> dict[str, float]:
+        """{task that any rank has labels for: its loss}; then nothing is counted. Every rank calls it."""
+        sums = self._normaliser.sums({}, device) if self._sums is None else self._sums
+        self._sums = None
+        sum_over_ranks(sums)
+        return self._normaliser.values(sums.tolist())
 
 
 def sum_over_ranks(table: Tensor) -> int:

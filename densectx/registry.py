@@ -16,8 +16,8 @@ from importlib.metadata import EntryPoint
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from densectx.builtin import BUILTIN
-from densectx.distributions import external, unmet
-from densectx.errors import ConfigError, DataError, PluginError, suggest, unknown
+from densectx.distributions import PREFIX, external, outside, unmet
+from densectx.errors import ConfigError, DataError, DensectxError, PluginError, suggest, unknown
 from densectx.imports import Factory, allow_import, allowed_imports, attribute_of, import_allowed, reason
 from densectx.typecheck import describe, fits
 from densectx.types import Spec
@@ -43,6 +43,13 @@ class Entry:
         """``"distribution version"``, as errors name it."""
         return f"{self.distribution} {self.version}".strip()
 
+    @property
+    def misnamed(self) -> str:
+        """Why nothing can ask for the name, ``""`` if it can."""
+        if "/" not in self.name and ":" not in self.name:
+            return ""
+        return "its name may hold neither '/', which stands behind a distribution, nor ':', which stands in a path"
+
 
 class Registry(Generic[T]):
     """One kind of part by name: built-ins, names registered in this process, entry points ``densectx.<kind>``.
@@ -64,10 +71,13 @@ class Registry(Generic[T]):
         """Decorator for notebooks and tests. The same object twice is a no-op.
 
         Raises:
-            PluginError: another object is registered under the name; both packages are named.
+            PluginError: another object is registered under the name; both packages are named. A name with a slash or
+                a colon.
         """
 
         def decorate(factory: Factory) -> Factory:
+            if why := Entry(self.kind, name, "", "", "").misnamed:
+                raise PluginError(f"{self.singular} {name!r} of {factory.__module__}: {why}; choose another name.")
             taken = [entry for entry in self.entries() if entry.name == name]
             if self._local.get(name) is not factory:
                 if taken:
@@ -89,11 +99,7 @@ class Registry(Generic[T]):
         found = [Entry(self.kind, name, "densectx", _version(), target) for name, target in self._builtin.items()]
         for name, factory in self._local.items():
             found.append(Entry(self.kind, name, factory.__module__, "", f"{factory.__module__}:{_name(factory)}"))
-        for point in external(self.kind):
-            dist = point.dist.name if point.dist else "?"
-            found.append(
-                Entry(self.kind, point.name, dist, point.dist.version if point.dist else "", point.value, point)
-            )
+        found += [_of_point(self.kind, point) for point in external(self.kind)]
         return sorted(set(found), key=lambda entry: (entry.name, entry.distribution, entry.target))
 
     def names(self) -> list[str]:
@@ -105,18 +111,28 @@ class Registry(Generic[T]):
 
         Raises:
             ConfigError: unknown name; the nearest known one is suggested.
-            PluginError: several distributions provide the name; both are named with their versions.
+            PluginError: several distributions provide the name; both are named with their versions. The name has a
+                slash or a colon.
         """
         distribution, _, short = name.rpartition("/")
         found = [e for e in self.entries() if e.name == short and distribution in ("", e.distribution)]
         if not found:
-            known = self.names()
-            raise ConfigError(f"{unknown(self.singular, name, known)} `densectx list {self.kind}` prints them.")
+            raise self._unknown(name, short)
         if len(found) > 1:
             both = " and ".join(f"{e.origin} ({e.target})" for e in found)
             choices = " or ".join(repr(f"{e.distribution}/{short}") for e in found)
             raise PluginError(f"{self.singular} {short!r} is provided by {both}; write {choices}, or uninstall one.")
         return found[0]
+
+    def _unknown(self, name: str, short: str) -> DensectxError:
+        """The error for a name without an entry, or with one that cannot be asked for."""
+        for entry in self.entries():
+            if entry.misnamed and name in (entry.name, f"{entry.distribution}/{entry.name}"):
+                said = f"{self.singular} {entry.name!r} ({entry.target} of {entry.origin})"
+                return PluginError(f"{said} cannot be used: {entry.misnamed}.")
+        text = f"{unknown(self.singular, name, self.names())} `densectx list {self.kind}` prints them."
+        unread = [f"{entry.origin} has one, but {why}" for entry, why in strays() if entry.name == short]
+        return ConfigError(" ".join([text, *unread]))
 
     def get(self, name: str) -> Factory:
         """The class or factory of a name, imported now. ``"package.module:Attr"`` needs an allow-listed package.
@@ -124,30 +140,35 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: unknown name, or a package that is not allow-listed.
             PluginError: the package cannot be imported, or does not accept this version of densectx; its distribution,
-                version and the reason are named.
+                version and the reason are named. It is not callable, or an abstract class.
         """
+        factory, said = self._imported(name)
+        if not callable(factory):
+            raise PluginError(f"{said} is not callable.")
+        if missing := sorted(getattr(factory, "__abstractmethods__", ())):
+            raise PluginError(f"{said} lacks {', '.join(missing)}: an abstract class cannot be built.")
+        return factory
+
+    def _imported(self, name: str) -> tuple[Factory, str]:
+        """What a name stands for, and what messages call it."""
         if ":" in name:
-            return import_allowed(self.singular, name)
+            return import_allowed(self.singular, name), f"{self.singular} {name!r}"
         entry = self.entry(name)
-        if entry.entry_point is None:
-            return attribute_of(entry.target) if entry.distribution == "densectx" else self._local[entry.name]
         said = f"{self.singular} {name!r} ({entry.target} of {entry.origin})"
+        if entry.entry_point is None:
+            own = entry.distribution == "densectx"
+            return attribute_of(entry.target) if own else self._local[entry.name], said
         if refusal := unmet(entry.entry_point, _version()):
             raise PluginError(
                 f"{said} cannot be used: {refusal}. Install a version of {entry.distribution} and one of densectx that"
                 " fit, or uninstall it."
             )
         try:
-            factory = entry.entry_point.load()
+            return entry.entry_point.load(), said
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{said} cannot be loaded: {reason(error)}. Repair or uninstall {entry.distribution}."
             ) from error
-        if not callable(factory):
-            raise PluginError(f"{said} is not callable.")
-        if missing := sorted(getattr(factory, "__abstractmethods__", ())):
-            raise PluginError(f"{said} lacks {', '.join(missing)}: an abstract class cannot be built.")
-        return factory  # type: ignore[no-any-return]  # EntryPoint.load returns Any
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
         """The keyword options of a name, from its signature, runtime arguments included."""
@@ -211,7 +232,7 @@ class Registry(Generic[T]):
 
         Raises:
             ConfigError, PluginError: as :meth:`check` and :meth:`get`, and what the part refuses; what is built is no
-                part of this kind.
+                part of this kind; a part of another package fails with an error of its own.
             DataError: the part reads data that is missing or damaged.
         """
         name, given = self.check(spec, runtime, where, also)
@@ -220,6 +241,12 @@ class Registry(Generic[T]):
             built: T = self.get(name)(**given, **{key: value for key, value in runtime.items() if key in wanted})
         except (ConfigError, DataError) as error:
             raise error.within(where) from error
+        except (DensectxError, MemoryError):
+            raise
+        except Exception as error:
+            if self._own(name):
+                raise
+            raise PluginError(self._failed(name, runtime, error)) from error
         if self.contract and not isinstance(built, attribute_of(self.contract)):
             base = self.contract.replace(":", ".")
             raise PluginError(
@@ -227,6 +254,19 @@ class Registry(Generic[T]):
                 " derive it from that class."
             )
         return built
+
+    def _own(self, name: str) -> bool:
+        return ":" not in name and self.entry(name).distribution == "densectx"
+
+    def _failed(self, name: str, runtime: Iterable[str], error: Exception) -> str:
+        """What is said of a constructor of another package that raised."""
+        factory, said = self._imported(name)
+        text = f"{said} cannot be built: {reason(error)}."
+        kinds = [parameter.kind for parameter in inspect.signature(factory).parameters.values()]
+        unnamed = sorted(set(runtime) - set(self.options(name)))
+        if inspect.Parameter.VAR_KEYWORD in kinds and unnamed:
+            text += f" Nothing is passed to its **kwargs: name those that it needs of {', '.join(unnamed)}."
+        return text
 
 
 def _hints(factory: Factory) -> dict[str, Any]:
@@ -244,6 +284,11 @@ def _hints(factory: Factory) -> dict[str, Any]:
 def _version() -> str:
     """Of densectx; not the metadata's: a source tree may have none, or an old one."""
     return str(sys.modules["densectx"].__version__)
+
+
+def _of_point(kind: str, point: EntryPoint) -> Entry:
+    dist, version = (point.dist.name, point.dist.version) if point.dist else ("?", "")
+    return Entry(kind, point.name, dist, version, point.value, point)
 
 
 def _name(factory: Factory) -> str:
@@ -273,3 +318,15 @@ MODELS: Registry[Any] = Registry("models", BUILTIN["models"])
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry for registry in (BACKBONES, CONTEXTS, HEADS, TASKS, DATASETS, LOSSES, BALANCING, MODELS)
 }
+
+
+def strays() -> list[tuple[Entry, str]]:
+    """Entry points in groups ``densectx.<kind>`` of no kind, each with what is wrong."""
+    kinds = [f"{PREFIX}{kind}" for kind in REGISTRIES]
+    return [
+        (
+            _of_point(point.group.removeprefix(PREFIX), point),
+            f"nothing reads {point.group!r}{suggest(point.group, kinds)}",
+        )
+        for point in outside(REGISTRIES)
+    ]

@@ -75,12 +75,14 @@ def refuse_changes(
         lines = [f"  {key}: {_said(a)} -> {_said(b)}" for key, a, b in changed[:_SHOWN]]
         if len(changed) > _SHOWN:
             lines.append(f"  and {len(changed) - _SHOWN} more")
+        keys = [key if len(changed) <= _SHOWN else key.partition(".")[0] for key, _, _ in changed]
+        meant = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(keys))
         raise ConfigError(
             "\n".join(
                 [
                     f"--resume {source}: the config differs from the run's (its value -> the one given now):",
                     *lines,
-                    f"Resume with the run's own config, or say --allow-changed {changed[0][0]} if it is meant.",
+                    f"Resume with the run's own config, or say {meant} if it is meant.",
                 ]
             )
         )

@@ -6,7 +6,6 @@ import os
 from itertools import count
 from pathlib import Path
 
-from densectx.checkpoint_files import steps
 from densectx.errors import StorageError
 
 _SHARED = "DENSECTX_RUN"  # Lightning's launcher starts the other ranks with this process's environment
@@ -40,9 +39,3 @@ def run_folder(root: Path, name: str) -> Path:
 def first_rank() -> bool:
     """Whether this process is the first of its job, as the launchers say (torchrun, srun, Lightning's own)."""
     return not any(int(os.environ.get(name) or 0) for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
-
-
-def newest(root: Path, name: str) -> Path | None:
-    """The newest run of a config that has a checkpoint."""
-    folders = [f for f in (root / name).glob("*") if f.name.isdecimal() and steps(f / "checkpoints")]
-    return max(folders, key=lambda f: int(f.name), default=None)

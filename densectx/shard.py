@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from densectx.config import check_keys, compose
 from densectx.data.base import Dataset, FromFiles, Split
-from densectx.data.module import DATA_KEYS, RESERVED, read_here, whole
+from densectx.data.module import RESERVED, whole
 from densectx.data.shards_output import FORMAT, SUMMARY, is_there, write_all
+from densectx.data_of_config import data_of_config
 from densectx.errors import ConfigError, DataError
 from densectx.parsing import FLAGS, Parser, take_flags
 
@@ -97,12 +97,7 @@ def _sources(
     files: Sequence[str], flags: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, dict[str, Dataset]], dict[str, Any]]:
     """The splits of each source that have samples, and its options; a test split that cannot be listed is left out."""
-    composed = compose(files, flags)
-    if not isinstance(composed.values.get("data"), Mapping):
-        raise ConfigError(f"{files[0]}: has no data; shard writes data.sources.")
-    options = composed.values["data"]
-    check_keys(options, DATA_KEYS, "data", composed)
-    data = read_here(options)
+    options, data = data_of_config(files, flags, "shard writes")
     found: dict[str, dict[str, Dataset]] = {name: {} for name in data.datasets["train"]}
     for name in found:
         if not re.fullmatch(r"\w[\w.-]*", name):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pytorch_lightning.accelerators import MPSAccelerator
+from pytorch_lightning.utilities import rank_zero_info
+
 from densectx.data.module import DataModule
 from densectx.data.sampling import make_sampling
 from densectx.errors import ConfigError
@@ -18,6 +21,8 @@ _LEAST = {
     "gradient_clip_val": 0,
     "log_every_n_steps": 0,
 }
+
+_ACCELERATOR = "trainer.accelerator"
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
@@ -42,12 +47,6 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
         raise ConfigError(
             "the data's own sampler gives every rank its samples, each counted once; leave it out.",
             "trainer.use_distributed_sampler",
-        )
-    if "spawn" in str(trainer.get("strategy")) or "fork" in str(trainer.get("strategy")):
-        raise ConfigError(
-            f"{trainer['strategy']!r} would copy a run that has begun into other processes; take ddp, which starts"
-            " them anew.",
-            "trainer.strategy",
         )
     if trainer.get("sync_batchnorm"):
         raise ConfigError(
@@ -76,6 +75,25 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
             " validation, and inside a window of accumulation they could not be resumed exactly.",
             "trainer.val_check_interval",
         )
+
+
+def avoid_mps(trainer: dict[str, Any]) -> None:
+    """Take the CPU where Lightning would choose Apple's GPU, and say so.
+
+    Args:
+        trainer: of a config; its ``accelerator`` is changed.
+
+    Raises:
+        ConfigError: the config asks for that GPU.
+    """
+    given = trainer.get("accelerator") or "auto"
+    name = str(given.get("class_path") if isinstance(given, Mapping) else given).rpartition(".")[2].lower()
+    there = MPSAccelerator.is_available()
+    if name.startswith("mps") or (name == "gpu" and there):
+        raise ConfigError("Apple's GPU (mps) has no float64, in which metrics are summed; take cpu.", _ACCELERATOR)
+    if name == "auto" and there:
+        trainer["accelerator"] = "cpu"
+        rank_zero_info(f"{_ACCELERATOR}: auto is cpu: Apple's GPU (mps) has no float64, in which metrics are summed.")
 
 
 def check_clock(interval: Any, ranks: int) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import inspect
+import os
 import re
 import sys
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,18 +19,21 @@ from packaging.requirements import InvalidRequirement, Requirement
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from densectx.arguments import TOP_LEVEL, Arguments, Takes, split_arguments
+from densectx.arguments import Arguments, Takes, split_arguments
 from densectx.averaging import lag
-from densectx.building import allowed_packages, build_module, instantiate
+from densectx.building import allowed_packages, instantiate
 from densectx.checkpoint import init_from, load_weights, locate, read
+from densectx.checkpoint_files import newest_run, temporary_of
 from densectx.checkpointing import was_stopped
 from densectx.classpaths import check_class_paths
-from densectx.config import Composed, check_keys, compose, dump
+from densectx.config import Composed, compose, dump
 from densectx.data import fingerprint
-from densectx.data.module import DATA_KEYS, DataModule
+from densectx.data.base import Split
+from densectx.data.module import DataModule
 from densectx.data.workers import innermost
 from densectx.distributions import how_to_install
-from densectx.errors import ConfigError, DensectxError, PluginError, StorageError
+from densectx.errors import CheckpointError, ConfigError, DensectxError, PluginError, StorageError, suggest
+from densectx.known_keys import check_known_keys, known_keys
 from densectx.limits import time_gone
 from densectx.module import DenseModule
 from densectx.precision import emulated, native_precision
@@ -41,15 +44,17 @@ from densectx.resilience.failures import explained
 from densectx.resilience.lock import NAME as LOCK
 from densectx.resilience.lock import locked
 from densectx.resilience.preemption import MARK, Preempted
+from densectx.resilience.replicas import expect_data
 from densectx.resilience.watchdog import expect_ranks, trained
 from densectx.resuming import newest_whole, refuse_changes
-from densectx.runs import first_rank, newest, run_folder
+from densectx.runs import first_rank, run_folder
 from densectx.schedules import ends_early
 from densectx.typecheck import describe, fits
 from densectx.usage import help_text
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 _REPORTED = 64  # samples of each source that the report of a fit looks at, or trainer.limit_val_batches if less
+_CONFIG = "config.yaml"  # of a run, in its folder
 _RATES = ("model.optimizer", "model.lr_scheduler", "model.param_groups")
 _OPTIONS: dict[str, Takes] = {
     "--allow-changed": "values",
@@ -79,11 +84,12 @@ def main(command: str, argv: Sequence[str]) -> int:
     _refuse_misplaced(command, options)
     files: list[str | Path] = list(arguments.files)
     run = _run_to_resume(options.get("--resume"), files, options.get("--name"), arguments.flags)
-    if not files and run is not None and (run / "config.yaml").exists():
-        files = [run / "config.yaml"]
+    if not files:
+        own = _run_of(locate(options["--ckpt_path"])) if "--ckpt_path" in options else run
+        files = [own / _CONFIG] if own is not None and (own / _CONFIG).exists() else []
     if not files:
         raise ConfigError(f"densectx {command} needs a config: -c FILE (see the configs folder of densectx).")
-    composed = compose(files, arguments.flags, _check_keys)
+    composed = compose(files, arguments.flags, check_known_keys)
     config = composed.values
     _check_requires(config)
     _choose_precision(config)
@@ -109,13 +115,20 @@ def main(command: str, argv: Sequence[str]) -> int:
             if config.get("init_from") and checkpoint is None:
                 rank_zero_info(init_from(module.model, config["init_from"]))
             listed = fingerprint.take(data.datasets) if checkpoint is None else _same_data(folder, data, arguments)
+            expect_data(trainer, listed)
             if trainer.is_global_zero:
-                (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+                _write_config(folder, dump(config))
                 fingerprint.write(folder, listed)
                 (folder / MARK).unlink(missing_ok=True)
                 record(folder, trainer.strategy.root_device, trainer.world_size)
             rank_zero_info(f"Run folder: {folder}")
-            for said in (lag(config), ends_early(config), emulated(config, trainer.strategy.root_device.type)):
+            lacking = _lacking("val", (one.samples for key, one in listed.items() if key.endswith(" val")))
+            for said in (
+                lag(config),
+                ends_early(config),
+                emulated(config, trainer.strategy.root_device.type),
+                f"Nothing will be validated: {lacking}" if lacking and trainer.limit_val_batches else "",
+            ):
                 if said:
                     rank_zero_info(said)
             # what is logged is summed over ranks already
@@ -126,17 +139,21 @@ def main(command: str, argv: Sequence[str]) -> int:
                 rank_zero_info(f"Nothing was trained: {said}.")
             elif trainer.is_global_zero:
                 if trainer.enable_validation and not any(key.startswith("val/") for key in trainer.callback_metrics):
-                    rank_zero_info(
-                        "Nothing was validated: the training ended before (trainer.val_check_interval,"
-                        " check_val_every_n_epoch); densectx validate does it now."
+                    early = (
+                        "the training ended before (trainer.val_check_interval, check_val_every_n_epoch);"
+                        " densectx validate does it now."
                     )
+                    rank_zero_info(f"Nothing was validated: {lacking or early}")
                 if "--no-report" not in options:
                     _report(folder, trainer)
         else:
             if checkpoint:
-                load_weights(module.model, read(checkpoint)[0], str(checkpoint))
+                _load_measured(module, checkpoint)
             else:
                 rank_zero_info(init_from(module.model, config["init_from"]))
+            split: Split = "val" if command == "validate" else "test"
+            if said := _lacking(split, map(len, data.datasets[split].values())):
+                raise ConfigError(f"there is nothing to measure: {said}")
             expect_ranks(trainer)
             (trainer.validate if command == "validate" else trainer.test)(module, datamodule=data, verbose=False)
     except Preempted as left:
@@ -174,6 +191,39 @@ def main(command: str, argv: Sequence[str]) -> int:
                 folder.rmdir()
                 folder.parent.rmdir()
     return 0
+
+
+def _write_config(folder: Path, text: str) -> None:
+    """Keep the config in the folder of a run, whole or not at all: a resumed run needs the one that is there."""
+    path, content = folder / _CONFIG, text.encode()
+    if path.exists() and path.read_bytes() == content:
+        return
+    part = temporary_of(path)
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _lacking(split: Split, samples: Iterable[int]) -> str:
+    """That no source has samples of a split, given how many each has; empty if one has."""
+    fix = f"set data.sources.NAME.splits.{split} (for a manifest: give rows that split)"
+    return "" if any(samples) else f"no source has a {split} split; {fix}."
+
+
+def _load_measured(module: DenseModule, checkpoint: Path) -> None:
+    """The weights to measure; where they do not fit, the refusal names the config that they were trained with."""
+    weights, _ = read(checkpoint)
+    try:
+        load_weights(module.model, weights, str(checkpoint))
+    except CheckpointError as error:
+        run = _run_of(checkpoint)
+        if run is None or not (run / _CONFIG).exists():
+            raise
+        fix = f"Measure with the config of its run, -c {run / _CONFIG}, and without flags that change the model."
+        raise CheckpointError(f"{error}\n{fix}") from error
 
 
 def _nothing_trained(trainer: pl.Trainer) -> str:
@@ -230,19 +280,27 @@ def _run_to_resume(
         if not files:
             raise ConfigError("--resume auto needs the config whose newest run is meant: -c FILE.")
         trainer = compose(files, flags).values.get("trainer") or {}
-        found = newest(Path(trainer.get("default_root_dir") or "runs"), name or Path(files[0]).stem)
+        found = newest_run(Path(trainer.get("default_root_dir") or "runs"), name or Path(files[0]).stem)
         rank_zero_info(f"--resume auto: going on in {found}" if found else "--resume auto: no run yet, a fresh start")
         return found
+    if not os.path.exists(resume):
+        near = suggest(resume, map(str, Path(resume).parent.glob("*")))
+        raise CheckpointError(f"--resume {resume}: no such run folder or checkpoint{near}")
     file = locate(resume)
-    if file.parent.name != "checkpoints":
+    run = _run_of(file)
+    if run is None:
         raise ConfigError(
             f"--resume {resume}: {file} does not lie in the checkpoints folder of a run; name the run, or take its"
             " weights with init_from."
         )
-    run = file.parent.parent
     if name and run.absolute().parts[-1 - len(Path(name).parts) : -1] != Path(name).parts:
         raise ConfigError(f"--name {name}: --resume {resume} goes on in {run}, whatever its name; leave --name out.")
     return run
+
+
+def _run_of(file: Path) -> Path | None:
+    """The folder of the run that a checkpoint belongs to; None for a file that lies elsewhere."""
+    return file.parent.parent if file.parent.name == "checkpoints" else None
 
 
 def _check_requires(config: Mapping[str, Any]) -> None:
@@ -262,24 +320,6 @@ def _check_requires(config: Mapping[str, Any]) -> None:
             raise PluginError(f"the config needs {text}, installed is {found}: {fix}")
 
 
-def _check_keys(composed: Composed) -> None:
-    """The keys that every config has in common; what ``${...}`` stands for is looked at later."""
-    config = composed.values
-    check_keys(config, TOP_LEVEL, "", composed)
-    for key, names in _known_keys().items():
-        if isinstance(part := config.get(key), Mapping):
-            check_keys(part, names, key, composed)
-
-
-def _known_keys() -> dict[str, Collection[str]]:
-    """By part of a config the keys that it may have."""
-    return {
-        "model": set(inspect.signature(build_module).parameters) - {"sources", "seed"} | {"name"},
-        "data": DATA_KEYS,
-        "trainer": set(inspect.signature(pl.Trainer).parameters),
-    }
-
-
 def _choose_precision(config: Mapping[str, Any]) -> None:
     """What this machine is made for in the place of ``trainer.precision: auto``, so that the run's config has it."""
     trainer = config.get("trainer")
@@ -290,7 +330,7 @@ def _choose_precision(config: Mapping[str, Any]) -> None:
 
 def _check_parts(composed: Composed) -> None:
     """Shapes of the config and classes that it names, before anything is built."""
-    _check_keys(composed)
+    check_known_keys(composed)
     config = composed.values
     for key in ("model", "data", "trainer"):
         part = config.get(key, {} if key == "trainer" else None)
@@ -305,7 +345,7 @@ def _check_parts(composed: Composed) -> None:
         if not fits(value, hints[key]):  # here, so that what refers to the value is not blamed for it
             where = f"trainer.{key}"
             raise ConfigError(f"expected {describe(hints[key])}, got {value!r} ({composed.where(where)}).", where)
-    for path in ("model.optimizer", "model.lr_scheduler", "trainer.callbacks"):
+    for path in ("model.optimizer", "model.lr_scheduler", "trainer.callbacks", "trainer.strategy"):
         top, _, key = path.partition(".")
         check_class_paths(config.get(top, {}).get(key), path, allowed_packages(), composed)
 
@@ -327,7 +367,7 @@ def _checkpoint(
         return None
     file = newest_whole(run) if source == "auto" or Path(source).is_dir() else Path(source)
     weights, info = read(file)
-    others = {"data", *(f"{part}.{key}" for part, keys in _known_keys().items() for key in keys)}
+    others = {"data", *(f"{part}.{key}" for part, keys in known_keys().items() for key in keys)}
     changed = refuse_changes(source, info["config"], config, allowed, others)
     module.schedules_anew = any(key.startswith(_RATES) for key in changed)
     load_weights(module.model, weights, f"--resume {source}: {file}")

@@ -8,11 +8,13 @@ from densectx.data.transforms import Augment
 from densectx.docstrings import arguments, first_sentence
 from densectx.parsing import STATUSES
 
+_FILES = {True: "-c FILE [-c FILE ...]", False: "[-c FILE ...] [--ckpt_path RUN|FILE]"}  # fit, or measures
+
 
 def help_text(command: str) -> str:
     """What `densectx fit --help` and its sisters print."""
     lines = [
-        f"usage: densectx {command} -c FILE [-c FILE ...] [--KEY.KEY VALUE ...] [options]",
+        f"usage: densectx {command} {_FILES[command == 'fit']} [--KEY.KEY VALUE ...] [options]",
         "",
         "Files merge deeply in order, flags override single keys; unknown keys are refused. Keys:",
         "",
@@ -49,7 +51,7 @@ def help_text(command: str) -> str:
         lines.append("  --allow-changed KEY    changed all the same; data: the files too")
         lines.append("  --no-report            leave out RUN/report.html, which looks at 64 samples a source")
     else:
-        lines.append("  --ckpt_path FILE|RUN   weights to measure")
+        lines.append("  --ckpt_path FILE|RUN   weights to measure; without -c by the config of their run")
     lines += [
         "",
         "environment:",

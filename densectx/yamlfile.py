@@ -17,6 +17,11 @@ MAX_ALIASES = 100
 MAX_TEXT = 10_000  # characters of one value or key: messages repeat them
 MAX_NODES = 20_000  # counted after aliases are expanded: nine levels of nine aliases stay under MAX_ALIASES
 
+PLACEHOLDER = re.compile(r"\s*\{(?:subset|class|scale)\}")
+"""Begins a text, a path of ``data.sources``, which YAML takes for a mapping."""
+
+_UNQUOTED = re.compile(rf"(?:^|[:,[-]){PLACEHOLDER.pattern}")
+_QUOTE = "quote a text that begins with {"
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null")}
 _FLOAT = re.compile(
@@ -130,8 +135,11 @@ def parse_yaml(text: str, source: str) -> Any:
         node = loader.get_single_node()
         return None if node is None else _Builder(loader, source).value(node, 0)
     except yaml.MarkedYAMLError as error:
-        at = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        mark = error.problem_mark
+        at = f", line {mark.line + 1}" if mark else ""
         detail = ", ".join(part for part in (error.context, error.problem) if part)
+        if mark and _UNQUOTED.search("".join(text.splitlines()[mark.line : mark.line + 1])):
+            detail += f"; {_QUOTE}"
         raise ConfigError(f"{source}{at}: {detail}.") from None
     except (yaml.YAMLError, ValueError, LookupError) as error:  # !!int x; !!bool x, !!float ''
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split()) or 'a value of another kind'}.") from None
@@ -174,6 +182,10 @@ class _Builder:
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         inherited: dict[str, Any] | None = None
         own: dict[str, Any] = {}
+        if node.flow_style and len(node.value) == 1 and node.value[0][1].value == "":
+            shown = f"{{{node.value[0][0].value}}}"
+            if PLACEHOLDER.match(shown):
+                raise self._error(node, f'{shown} is a mapping here; {_QUOTE}: "{shown}"')
         for key_node, value_node in node.value:
             if key_node.tag == f"{_TAG}merge":
                 if inherited is not None:

@@ -24,6 +24,7 @@ from densectx.checkpointing import Checkpoints
 from densectx.cli import main
 from densectx.errors import CheckpointError, ConfigError
 from densectx.loggers import MetricsFile
+from densectx.types import Score
 
 CONFIG = """
 model:
@@ -229,6 +230,7 @@ def test_a_changed_config_is_refused_with_old_and_new_values(fit, capsys):
     said = capsys.readouterr().err
     for key, (before, now) in changes.items():
         assert f"  {key}: {before} -> {now}" in said, said
+        assert f" --allow-changed {key} " in said, said
     turned = yaml.safe_load(CONFIG)
     turned["model"]["tasks"] = dict(reversed(turned["model"]["tasks"].items()))
     (run / "turned.yaml").write_text(yaml.safe_dump(turned, sort_keys=False))
@@ -242,11 +244,26 @@ def test_a_changed_config_is_refused_with_old_and_new_values(fit, capsys):
     said = capsys.readouterr().err
     assert len(said[said.index("densectx: error") :].strip().splitlines()) <= 20
     assert "and 14 more" in said
+    assert "or say --allow-changed model if" in said, "30 keys do not fit on a screen"
     allowed = ["--allow-changed", "model.optimizer", "--allow-changed", "model.tasks.denoising"]
     fit("run", "--resume", str(run), *allowed, "--model.tasks.denoising_too=null", status=2)
     other = "--model.tasks.denoising_too={name: denoising, source: mosaic, sigma: 5}"
     fit("run", "--resume", str(run), *allowed, other, status=2)
     assert "model.tasks.denoising_too: (not there) ->" in capsys.readouterr().err, "another key with the same beginning"
+
+
+def test_a_run_is_measured_by_its_own_config(fit, tmp_path, capsys):
+    run = fit("run", "--model.backbone.width=4")
+    assert main(["validate", "--ckpt_path", str(run)]) == 0
+    assert main(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]) == 0
+    assert main(["validate", "-c", "small.yaml", "--ckpt_path", str(run)]) == 4
+    assert f"-c {run / 'config.yaml'}" in capsys.readouterr().err
+    fit("run", "--resume", str(run.parent), status=4)
+    assert f"its newest run is {run}." in capsys.readouterr().err
+    fit("run", "--resume", str(tmp_path / "runs" / "rum"), status=4)
+    said = capsys.readouterr().err
+    assert f"no such run folder or checkpoint; did you mean '{run.parent}'?" in said
+    assert "model name" not in said
 
 
 def test_a_misspelt_key_that_may_change_is_refused(fit, capsys):
@@ -327,6 +344,16 @@ def test_a_misspelt_metric_to_monitor_is_refused_before_the_first_step(fit, tmp_
     callback = "{class_path: densectx.checkpointing.Checkpoints, init_args: {monitor: val/segmentation/mIoU}}"
     fit("run", f"--trainer.callbacks=[{callback}]", status=2)
     assert "did you mean 'val/segmentation/miou'" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
+def test_a_score_that_names_no_metric_is_refused_before_the_first_step(fit, tmp_path, capsys, monkeypatch):
+    for score, said in ((Score("psnrr", "input"), "'psnrr'; did you mean 'psnr'"), (Score("psnr", "x"), "'psnr_x'")):
+        monkeypatch.setattr("densectx.tasks.denoising.Denoising.score", score)
+        fit("run", status=5)
+        error = capsys.readouterr().err
+        assert "task 'denoising': the metrics of Denoising do not compute what its score names" in error
+        assert f"unknown metric {said}" in error
     assert not list((tmp_path / "runs").rglob("*.ckpt"))
 
 

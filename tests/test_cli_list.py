@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -118,6 +119,54 @@ def test_a_closed_pipe_is_quiet():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("list >&-", 0, ""),
+        ("list 2>&-", 0, ""),
+        ("lst 2>&-", 2, ""),
+        ("lst 2>/dev/full", 2, ""),
+        ("list >/dev/full", 8, "densectx: error: standard output cannot be written: No space left on device"),
+    ],
+)
+def test_closed_and_full_streams(command, status, said):
+    program = f"{sys.executable} -m densectx {command}"
+    process = subprocess.run(program, shell=True, stderr=subprocess.PIPE, text=True)
+    assert (process.returncode, process.stderr.partition(";")[0]) == (status, said)
+
+
+def test_a_closed_pipe_takes_nothing_from_the_work(tmp_path):
+    """What is written into it is lost, the first time and later; the status is that of the work."""
+    program = f"""
+import sys
+from pathlib import Path
+from densectx import cli
+
+def work(arguments):
+    for _ in range(3):
+        for stream in (sys.stdout, sys.stderr):
+            print("x" * 100000, file=stream, flush=True)
+    Path({str(tmp_path / "made")!r}).touch()
+    return 3
+
+cli._run = work
+cli.run()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        process.stdout.close()
+    assert process.returncode == 3
+    assert (tmp_path / "made").exists()
+
+
+def test_a_full_disk_is_no_bug(run, monkeypatch):
+    def full(arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "a.html")
+
+    monkeypatch.setattr("densectx.report.command.main", full)
+    said = "densectx: error: a.html: No space left on device; free space or write elsewhere.\n"
+    assert run("report", "runs/x/0") == (8, "", said)
 
 
 def test_list_is_fast():
@@ -257,6 +306,36 @@ def test_check_imports_external_entries(run, distribute):
         assert found[name]["status"] == "broken"
         assert reason in found[name]["reason"]
     assert found["works"]["status"] == "clash"
+
+
+def test_a_distribution_is_checked_in_one_process(run, distribute, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda *args, real=subprocess.run, **more: started.append(1) or real(*args, **more)
+    )
+    source = "class Task: ...\nclass Half:\n    __abstractmethods__ = ('loss',)"
+    distribute("plug-a", {"tasks": {"works": "Task", "gone": "Other"}, "models": {"half": "Half"}}, source)
+    found = statuses(run("list", "--check", "--json")[1])
+    assert len(started) == 1
+    assert [found[name]["status"] for name in ("works", "gone", "half")] == ["ok", "broken", "broken"]
+    assert "AttributeError" in found["gone"]["reason"]
+    distribute("plug-b", {"models": {"fine": "plug_a:Task", "dies": "Task"}}, "import os\nos._exit(3)")
+    found = statuses(run("list", "models", "--check", "--json")[1])
+    assert len(started) == 1 + 1 + 3
+    assert found["fine"]["status"] == "ok"
+    assert "status 3" in found["dies"]["reason"]
+
+
+def test_what_nothing_reads_is_listed(run, distribute):
+    distribute("plug-a", {"task": {"edges": "Task"}, "heads": {"a/b": "Task"}})
+    status, out, _ = run("list")
+    assert status == 0
+    assert re.search(
+        r"task +edges +plug-a +1.0 +not read: nothing reads 'densectx.task'; did you mean 'densectx.tasks'", out
+    )
+    found = statuses(run("list", "heads", "--check", "--json")[1])
+    assert found["a/b"]["status"] == found["edges"]["status"] == "not read"
+    assert "its name may hold neither '/'" in found["a/b"]["reason"]
 
 
 def test_show(run, distribute):

@@ -180,6 +180,8 @@ def test_last_of_equal_flags_wins(merged):
         ("#1", "#1"),
         ("'a #b'", "a #b"),
         ("{a: 1} # b", {"a": 1}),
+        ("{subset}.txt", "{subset}.txt"),
+        ("{class}", "{class}"),
     ],
 )
 def test_flag_values_are_yaml(text, value):
@@ -336,8 +338,10 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9
         ("a: &a x\nb: [" + "*a," * 101 + "]", ["100 aliases"]),
         (BOMB, ["aliases are expanded"]),
         ("a: [" + "1," * 30_000 + "]", ["20000 values"]),
+        ("a:\n  lists: {subset}.txt", ["line 2", "quote a text that begins with {"]),
+        ("a:\n  lists: {subset}", ["line 2", 'quote a text that begins with {: "{subset}"']),
     ],
-    ids=range(28),
+    ids=range(30),
 )
 def test_refused_files(write, text, parts):
     start = time.monotonic()

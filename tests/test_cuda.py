@@ -9,6 +9,7 @@ from PIL import Image
 
 import densectx
 from densectx.cli import main
+from densectx.metrics.ssim import ssim
 from densectx.registry import BALANCING, CONTEXTS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -47,7 +48,8 @@ trainer:
 @pytest.fixture(autouse=True)
 def exact():
     """Convolutions in float32 as such, which a GPU otherwise does with mantissas of ten bits."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # the default of enabled is False
+        assert torch.backends.cudnn.enabled
         yield
 
 
@@ -86,6 +88,13 @@ def test_the_context_answers_as_on_the_cpu(preset):
         answer.square().mean().backward()
     torch.testing.assert_close(answers[1].cpu(), answers[0], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(given[1].grad.cpu(), given[0].grad, rtol=1e-9, atol=1e-14)
+
+
+def test_ssim_is_that_of_the_cpu_with_tf32_allowed():
+    x = torch.rand(2, 3, 40, 48)
+    y = (x + 0.01 * torch.randn(x.shape)).clamp(0, 1)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        torch.testing.assert_close(ssim(x.cuda(), y.cuda()).cpu(), ssim(x, y), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -678,6 +679,42 @@ def test_training_goes_on_at_every_step(tmp_path):
         assert rest.seen == whole.seen[step:], step
 
 
+def test_with_other_batch_sizes_a_run_goes_on_at_the_next_sample(tmp_path):
+    """Twice over, through several passes: no sample comes twice in a pass, none is left out."""
+    seen, path = {"s": [], "t": []}, None
+    for batch, steps in ((4, 5), (1, 9), (3, 20)):
+        sources = {"s": {**SOURCES["s"], "batch_size": batch}, "t": {**SOURCES["t"], "batch_size": 2 * batch}}
+        module = DataModule(sources, "alternate", num_workers=0, steps_per_epoch=100)
+        last, path = path, tmp_path / f"{batch}.ckpt"
+        part = fit(tmp_path, module, ckpt=last, max_steps=20, callbacks=[SaveAt(steps, path)])
+        for taken in part.seen:
+            for source, keys in taken.items():
+                seen[source] += keys
+    whole = {source: sampler({source: n}, {source: 1}, steps=len(seen[source])) for source, n in (("s", 6), ("t", 10))}
+    assert seen == {source: [list(items[0][1:]) for items in one] for source, one in whole.items()}
+
+
+def test_a_state_without_positions_goes_on_at_the_next_sample(caplog):
+    module = DataModule({"s": {"name": "counting", "n": 6, "batch_size": 1}}, num_workers=0)
+    with caplog.at_level("INFO"):
+        module.load_state_dict({"steps": 7, "ranks": 2, "batch_sizes": {"s": 2}})
+    expected = sampler({"s": 6}, {"s": 1}, start=28)
+    assert [batch["s"]["key"][0].tolist() for batch in module.train_dataloader()] == [
+        list(items[0][1:]) for items in list(expected)[:6]
+    ]
+    assert "goes on with 1: a step takes {'s': 1} samples instead of {'s': 4}" in caplog.text
+    assert "every sample still comes once a pass" in caplog.text
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_pinned_where_the_run_has_a_gpu(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    module = DataModule(SOURCES, num_workers=0)
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    module.trainer = SimpleNamespace(strategy=strategy, world_size=1, global_rank=0)
+    assert module.val_dataloader().pin_memory == (device == "cuda")
+
+
 def test_workers_and_checkpoints_between_epochs(tmp_path):
     module = DataModule(SOURCES, "alternate", num_workers=1, steps_per_epoch=3)
     whole = fit(tmp_path, module, max_steps=9)
@@ -696,7 +733,8 @@ def test_workers_and_checkpoints_between_epochs(tmp_path):
 def test_a_state_without_a_trainer():
     module = DataModule(SOURCES, num_workers=0)
     batches = list(module.train_dataloader())
-    assert module.state_dict() == {"steps": 0, "ranks": 1, "batch_sizes": {"s": 2, "t": 3}}
+    positions = {"s": 0, "t": 0}
+    assert module.state_dict() == {"steps": 0, "ranks": 1, "batch_sizes": {"s": 2, "t": 3}, "positions": positions}
     module.load_state_dict({"steps": 2})
     assert equal(next(iter(module.train_dataloader())), batches[2])
 

@@ -104,6 +104,7 @@ def run(rank, world, port, results):
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=120))
     found = {name: steps(rank, world, options) for name, options in CASES.items()}
+    found["evaluation"] = evaluated(rank, world)
     if world > 1:
         distributed.destroy_process_group()
     if rank == 0:
@@ -124,6 +125,14 @@ def steps(rank, world, options):
         module.on_before_optimizer_step(None)
         found.append(gradients(module))
     return found
+
+
+def evaluated(rank, world):
+    module = module_of(torch.float64, "fixed", True).eval()
+    for step in range(5):
+        batch = batch_of(step, torch.float64)
+        module.validation_step(shard(batch, rank, step) if world > 1 else batch, 0)
+    return module._evaluated.take(module.device)
 
 
 CASES = {
@@ -170,6 +179,12 @@ def test_two_ranks_equal_one(both, case):
                 1e-8 if dtype == torch.float32 else 1e-14
             )
             assert error < tolerance, (step, name, error)
+
+
+def test_losses_of_an_evaluation_on_two_ranks_equal_those_on_one(both):
+    single, double = (found["evaluation"] for found in both)
+    assert single.keys() == TASKS.keys()
+    assert double == pytest.approx(single, rel=1e-12)
 
 
 def leave_alone(rank, store, results):
@@ -253,6 +268,7 @@ def test_two_processes_train_like_one(tmp_path):
     )
     assert first.keys() == second.keys()
     assert any(first.values())
+    assert first["val/denoising/loss"]
     for key, value in first.items():
         assert float(second[key]) == pytest.approx(float(value), rel=1e-3), key
 

@@ -18,8 +18,9 @@ from densectx.checkpoint import save_safetensors
 from densectx.inspection.cost import cost, count
 from densectx.inspection.effective import effective_field
 from densectx.inspection.report import Wishes, inspect
-from densectx.inspection.subject import MODEL_KEYS, TRAINING_KEYS, Subject, subject_of
+from densectx.inspection.subject import Subject, subject_of
 from densectx.inspection.text import text_of
+from densectx.known_keys import MODEL_KEYS, TRAINING_KEYS
 from densectx.model import DenseModel
 from densectx.nn.context import Context, ContextModule
 from densectx.registry import CONTEXTS

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from tifffile import imwrite
 
-from densectx import DATASETS, cli
+from densectx import DATASETS, LOSSES, cli
 from densectx.data.base import Dataset
 from densectx.data.causes import size_of_file
 from densectx.data.reader import read_image
 from densectx.data.survey import class_weights
 from densectx.types import SourceInfo
+from densectx.yamlfile import parse_yaml
 
 CONFIG = """
 data:
@@ -142,6 +143,8 @@ def test_text_and_missing_folder(tree, lint):
     status, out = lint()
     assert status == 0
     assert "scenes train: 4 samples, 12x16, 0 gray" in out
+    line = next(line for line in out.splitlines() if "loss:" in line)
+    assert LOSSES.build(parse_yaml(line, "lint")["loss"], classes=3).class_weights.shape == (3,)
     assert out.endswith("0 errors, 0 warnings.\n")
     shutil.rmtree(tree / "images" / "val")
     status, out = lint()
@@ -206,6 +209,27 @@ def test_flags_that_cannot_be_merged(tmp_path, capsys, arguments, part):
     assert part in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (
+            ["--model.tasks.seg", "{name: segmentation, source: scene}"],
+            "seg.source: unknown source 'scene'; did you mean 'scenes'? Known: scenes. (flag)",
+        ),
+        (["--model.optimiser.class_path", "Adam"], "'model.optimiser' (flag); did you mean 'optimizer'?"),
+        (["-c", "{more}"], "more.yaml); did you mean 'trainer'?"),
+    ],
+)
+@pytest.mark.parametrize("command", ["lint", "shard"])
+def test_what_fit_refuses_of_a_config_is_refused(tree, tmp_path, capsys, command, arguments, part):
+    (tmp_path / "more.yaml").write_text("trianer: {max_steps: 5}")
+    (tmp_path / "config.yaml").write_text(CONFIG.format(root=tree, extra=""))
+    words = [text.replace("{more}", str(tmp_path / "more.yaml")) for text in arguments]
+    out = ["-o", str(tmp_path / "out")] if command == "shard" else []
+    assert cli.main([command, str(tmp_path / "config.yaml"), "--num-workers", "0", *out, *words]) == 2
+    assert part in capsys.readouterr().err
+
+
 def test_the_number_of_workers_is_checked(lint, capsys):
     assert lint("--num-workers", "-1")[0] == 2
     config = ["lint", "there-is-none.yaml", "--num-workers", "-1"]
@@ -238,6 +262,11 @@ def test_masks_of_colours_where_ids_are_expected(tree, lint):
     assert "4 masks are pictures of colours" in problems[0][2]
     assert "100% of their pixels" in problems[0][2]
     assert "set colors: true" in problems[0][2]
+    _, text = lint(extra=f"palette: {[list(c) for c in PALETTE]}")
+    assert [line[:46] for line in text.splitlines() if line.startswith("error")] == [
+        "error: scenes train: 4 masks are pictures of c",
+        "error: and 4 more (--json prints all)",
+    ]
     fixed, report, problems = found(
         lint, extra=f"palette: {[list(c) for c in PALETTE]}, colors: true".replace(", colors", "\n      colors")
     )
@@ -297,6 +326,27 @@ def test_masks_of_0_and_255(tree, lint):
     assert (status, kinds(report)) == (0, ["absent"] * 2)
     assert "50% of the pixels are ignore_index 255: is that the class?" in problems[0][2]
     assert report["sources"]["scenes"]["splits"]["train"]["ignored"] == 4 * 12 * 8
+    assert '"0": sky, "1": road, "255": car}.' in problems[0][2]
+    for split in ("train", "val"):
+        for file in masks_of(tree, split):
+            mask = np.uint8(np.arange(12 * 16).reshape(12, 16) % 2)
+            mask[0, 0] = 255
+            Image.fromarray(mask).save(file)
+    _, _, problems = found(lint)
+    assert "class 'car' occurs nowhere. 0.521% of the pixels are ignore_index 255" in problems[0][2]
+    status, _, problems = found(lint, extra='remap: {"0": sky, "1": road, "255": car}')
+    assert (status, problems) == (0, [])
+
+
+def test_few_bits_in_16_bit_files(tree, lint):
+    for file in (tree / "images").glob("*/*.png"):
+        numbers = np.asarray(Image.open(file).convert("L")).astype(np.uint16) * 16
+        Image.fromarray(numbers).save(file)
+    status, report, problems = found(lint)
+    assert (status, kinds(report)) == (0, ["depth"] * 2)
+    assert "the 4 images of 16 bits hold numbers up to 3824, and 65535 is white" in problems[0][2]
+    assert "If the numbers have 12 bits, set value_range: [0, 4095]." in problems[0][2]
+    assert found(lint, extra="value_range: [0, 4095]")[2] == []
 
 
 def test_labels_that_are_turned_or_of_another_size(tree, lint):
@@ -511,6 +561,36 @@ def test_ten_thousand_files(tmp_path, capsys, record_property):
     assert report["problems"] == []
     assert sum(split["samples"] for split in report["sources"]["scenes"]["splits"].values()) == 5000
     record_property("evidence", f"10 000 files of 320 x 240 in {seconds:.0f} s")
+
+
+def test_samples_of_a_data_set_of_another_package_are_looked_at(tmp_path, capsys):
+    class Loud(Dataset):
+        info = SourceInfo()
+        samples = (torch.full((3, 8, 8), 255.0), torch.rand(8, 8, 3), np.zeros((3, 8, 8), np.float32))
+
+        def __init__(self, *, split):
+            self.split = split
+
+        def __len__(self):
+            return len(self.samples)
+
+        def __getitem__(self, index):
+            return {"image": self.samples[index]}
+
+        def name(self, index):
+            return f"loud/{index}"
+
+    DATASETS.register("test-loud")(Loud)
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {sources: {x: {name: test-loud}}}\n")
+    try:
+        assert cli.main(["lint", str(config), "--num-workers", "0"]) == 3
+    finally:
+        DATASETS.unregister("test-loud")
+    out = capsys.readouterr().out
+    assert "image of loud/0 is from 255 to 255; scale to sRGB 0..1." in out
+    assert "image of loud/1 is (8, 8, 3) float32; make it (3, H, W) float32." in out
+    assert "'image' of loud/2 is a ndarray; make it a tensor." in out
 
 
 def test_ids_of_a_data_set_of_another_package_are_named(tmp_path, capsys):

@@ -9,7 +9,7 @@ from scipy.io import loadmat
 from skimage.metrics import peak_signal_noise_ratio
 from torch.nn import functional as F
 
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, PluginError
 from densectx.losses import BCE, Charbonnier, Criterion, CrossEntropy, Dice, Focal, Lovasz, Tversky
 from densectx.losses.lovasz import lovasz_jaccard
 from densectx.metrics import ConfusionMetrics, ImageMetrics, psnr
@@ -40,6 +40,12 @@ def test_elementwise_losses_ignore_nan(name, reference):
     assert torch.allclose(total / weight, reference(output[known], target[known]))
     total.backward()
     assert torch.isfinite(output.grad).all()
+
+
+@pytest.mark.parametrize("name", ["l1", "mse", "charbonnier"])
+def test_numbers_of_another_shape_are_refused(name):
+    with pytest.raises(PluginError, match=r"the output is \(4, 1, 8, 8\), the target \(4, 8, 8\); expected one shape"):
+        LOSSES.build(name)(torch.rand(4, 1, 8, 8), torch.rand(4, 8, 8))
 
 
 @pytest.mark.fault("N06")

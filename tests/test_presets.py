@@ -314,6 +314,21 @@ def test_cityscapes(tmp_path):
         dataset[0]
 
 
+def test_masks_of_other_ids_than_those_of_a_preset(tmp_path):
+    image(tmp_path / "leftImg8bit/train/aachen/aachen_000019_000019_leftImg8bit.png")
+    mask(tmp_path / "gtFine/train/aachen/aachen_000019_000019_gtFine_labelTrainIds.png", [7, 18, 255])
+    suffixes = {"images": "_leftImg8bit", "masks": "_gtFine_labelTrainIds"}
+    with pytest.raises(ConfigError, match=r"suffixes.masks: '_gtFine_labelTrainIds' takes .* remap: {} if the class"):
+        build("image_mask", tmp_path, "cityscapes", suffixes=suffixes)
+    data = build("image_mask", tmp_path, "cityscapes", suffixes=suffixes, remap={})
+    assert data["train"][0]["mask"][0].tolist() == [7, 18, 255] * 2
+    assert data["train"].info.classes[7] == "traffic sign"
+    data = build("image_mask", tmp_path, "cityscapes", suffixes=suffixes, remap={"road": "road"})
+    assert data["train"][0]["mask"][0].tolist() == [0, 255, 255] * 2
+    with pytest.raises(ConfigError, match=r"masks: '{subset}/train_ids' takes the place of '{subset}/semantic'"):
+        build("image_mask", tmp_path, "kitti", masks="{subset}/train_ids")
+
+
 def test_kitti(tmp_path):
     for number in range(3):
         image(tmp_path / f"training/image_2/{number:06d}_10.png")

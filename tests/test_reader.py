@@ -438,8 +438,12 @@ def test_values_out_of_range_are_refused_or_declared(tmp_path):
     Image.fromarray(twelve).save(tmp_path / "c.tif")
     assert read_image(tmp_path / "c.tif", 1, (0, 4095))[0].tolist() == [[[0, 1]]]
     Image.fromarray(twelve).save(tmp_path / "c.png")
-    with pytest.raises(DataError, match=r"c.png: 'value_range' is for TIFF and .npy files"):
-        read_image(tmp_path / "c.png", 1, (0, 4095))
+    assert read_image(tmp_path / "c.png", 1, (0, 4095))[0].tolist() == [[[0, 1]]]
+    with pytest.raises(DataError, match=r"c.png: values from 0 to 4095 leave the range 0 to 1023; set value_range"):
+        read_image(tmp_path / "c.png", 1, (0, 1023))
+    Image.fromarray(twelve.astype(np.uint8)).save(tmp_path / "d.png")
+    with pytest.raises(DataError, match=r"d.png: 'value_range' is for TIFF, .npy and 16-bit PNG files"):
+        read_image(tmp_path / "d.png", 1, (0, 4095))
     for bad in ([0], [1, 1], [0, np.nan], [0, True], ["a", 1]):
         with pytest.raises(ConfigError, match="value_range: expected"):
             read_image(tmp_path / "a.tif", 1, bad)

@@ -194,6 +194,60 @@ def test_what_is_not_a_class_or_still_abstract_is_refused(distribute):
         TASKS.get("half")
 
 
+ABSTRACT = "from abc import ABC, abstractmethod\nclass A(ABC):\n    @abstractmethod\n    def loss(self): ..."
+
+
+@pytest.mark.fault("P06")
+def test_an_abstract_class_is_refused_wherever_it_comes_from(distribute):
+    distribute("plug-a", {}, ABSTRACT)
+    allow_import("plug_a")
+    with pytest.raises(PluginError, match="task 'plug_a:A' lacks loss: an abstract class"):
+        TASKS.build("plug_a:A")
+    TASKS.register("half")(TASKS._imported("plug_a:A")[0])
+    try:
+        with pytest.raises(PluginError, match=r"task 'half' \(plug_a:A of plug_a\) lacks loss"):
+            TASKS.build("half")
+    finally:
+        TASKS.unregister("half")
+
+
+@pytest.mark.fault("P06")
+def test_an_error_of_a_plugin_at_building_is_its_own(distribute, parts):
+    source = "class A:\n    def __init__(self, size: int = 1, **kwargs):\n        self.given = kwargs['info']"
+    distribute("plug-a", {"models": {"mine": "A"}}, source)
+    allow_import("plug_a")
+    for name, origin in (("mine", r"'mine' \(plug_a:A of plug-a 1.0\)"), ("plug_a:A", "'plug_a:A'")):
+        with pytest.raises(
+            PluginError, match=rf"model {origin} cannot be built: KeyError: 'info' \(.*line 3: "
+        ) as error:
+            MODELS.build(name, info=1, size=2)
+        assert str(error.value).endswith("Nothing is passed to its **kwargs: name those that it needs of info.")
+        assert isinstance(error.value.__cause__, KeyError)
+    with pytest.raises(TypeError):  # ours are bugs
+        parts.build({"name": "json", "obj": object()})
+
+
+def test_a_group_of_entry_points_that_is_no_kind_is_told(distribute):
+    distribute("plug-a", {"task": {"edges": "Task"}})
+    with pytest.raises(
+        ConfigError, match=r"plug-a 1\.0 has one, but nothing reads 'densectx\.task'; did you mean"
+    ) as error:
+        TASKS.get("edges")
+    assert str(error.value).endswith("did you mean 'densectx.tasks'?")
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b"])
+def test_a_name_that_nothing_can_ask_for_is_told(distribute, name):
+    distribute("plug-a", {"tasks": {name: "Task"}})
+    said = "may hold neither '/', which stands behind a distribution, nor ':'"
+    with pytest.raises(PluginError, match=said):
+        TASKS.register(name)(Local)
+    assert [entry.misnamed[:26] for entry in TASKS.entries() if entry.name == name] == ["its name may hold neither "]
+    for spec in (name, f"plug-a/{name}") if "/" in name else ():  # with a colon it is a path to import
+        with pytest.raises(PluginError, match=rf"task '{name}' \(plug_a:Task of plug-a 1.0\) cannot be used: its name"):
+            TASKS.get(spec)
+
+
 @pytest.mark.parametrize(
     ("spec", "parts"),
     [

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from densectx import DATASETS
 from densectx.checkpoint import save_safetensors
 from densectx.cli import main
+from densectx.data.base import Dataset
 from densectx.errors import ConfigError, DataError
 from densectx.inference.writers import Answer, values_tif
 from densectx.metrics.regression import RegressionMetrics
@@ -162,6 +164,54 @@ def test_a_batch_with_holes_trains_and_measures(transform, scale, outputs):
     assert len(pictures) == 1 + 2 * outputs
     assert all(p.shape[0] == 3 and p.min() >= 0 and p.max() <= 1 for p in pictures)
     assert model.predict(torch.rand(3, 7, 5))["t"].shape == (outputs, 7 * scale, 5 * scale)
+
+
+class Vectors(Dataset):
+    """Nothing; a run is refused before it is read."""
+
+    info = HEIGHTS
+
+    def __init__(self, *, split):
+        pass
+
+    def __len__(self):
+        return 0
+
+    def __getitem__(self, index):
+        raise IndexError
+
+    def name(self, index):
+        return "none"
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"), [("outputs: 1", False), ("outputs: 2", True), ("outputs: 2, turns: true", False)]
+)
+def test_labels_with_a_direction_are_not_mirrored(tmp_path, monkeypatch, capsys, options, refused):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DENSECTX_RUN", "")
+    (tmp_path / "flow.yaml").write_text(
+        f"""
+model:
+  backbone: {{name: plain, width: 4}}
+  tasks: {{flow: {{name: regression, source: pairs, {options}}}}}
+  optimizer: {{class_path: torch.optim.SGD, init_args: {{lr: 0.1}}}}
+data: {{sources: {{pairs: {{name: test-vectors, augment: {{flip: true, rotate90: true}}}}}}, num_workers: 0}}
+trainer: {{accelerator: cpu, max_steps: 1, enable_progress_bar: false}}
+"""
+    )
+    DATASETS.register("test-vectors")(Vectors)
+    try:
+        status = main(["fit", "-c", "flow.yaml"])
+    finally:
+        DATASETS.unregister("test-vectors")
+    said = capsys.readouterr().err
+    if not refused:
+        assert (status, "no training samples" in said) == (3, True)
+    else:
+        assert status == 2
+        assert "data.sources.pairs.augment: task 'flow' learns from the target of this source" in said
+        assert "leave out flip and rotate90." in said
 
 
 @pytest.mark.parametrize(("options", "scale"), [({"low": 0.5, "high": 10, "transform": "log"}, 1), ({"high": 9}, 2)])

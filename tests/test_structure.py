@@ -46,6 +46,7 @@ TRAINING = {
     "optimizers",
     "schedules",
     "building",
+    "strategies",
     "classpaths",
     "limits",
     "lint",

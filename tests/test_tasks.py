@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from densectx.errors import ConfigError, DataError
+from densectx.errors import ConfigError, DataError, PluginError
 from densectx.model import DenseModel
 from densectx.nn.colour import rgb_to_lab
 from densectx.rng import generator
@@ -117,6 +117,25 @@ def test_tasks_with_the_same_input_share_a_pass():
     inputs = {key: model.task(key).prepare(data, rngs(1))[0] for key in tasks}
     model(inputs)
     assert len(passes) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda levels: levels[-1], "a Tensor"),
+        (lambda levels: levels[:-1], "0 levels"),
+        (lambda levels: [*levels, levels[-1]], "2 levels"),
+        (dict.fromkeys, "a dict"),
+    ],
+)
+def test_a_backbone_that_gives_no_list_of_its_levels_is_refused(monkeypatch, answer, said):
+    model = build({"name": "segmentation"}).eval()
+    forward = model.backbone.forward
+    monkeypatch.setattr(model.backbone, "forward", lambda x: answer(forward(x)))
+    with pytest.raises(PluginError, match=f"Plain gives {said}; expected a list of 1, a tensor for each of its feat"):
+        model({"t": torch.rand(3, 3, 8, 8)})
+    monkeypatch.setattr(model.backbone, "forward", lambda x: tuple(forward(x)))
+    assert model({"t": torch.rand(3, 3, 8, 8)})["t"].shape == (3, 2, 8, 8)
 
 
 def test_shared_and_own_contexts():

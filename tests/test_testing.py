@@ -20,6 +20,7 @@ from densectx.errors import ConfigError
 from densectx.heads.base import Head
 from densectx.losses import L1, Loss
 from densectx.nn.context import Context
+from densectx.tasks.regression import Regression
 from densectx.testing import (
     CheckFailed,
     ChecksFailed,
@@ -38,6 +39,7 @@ from densectx.testing import (
     task_checks,
 )
 from densectx.testing.states import changed, preserved, random_states, reseed, settings
+from densectx.testing.task_case import TaskCase
 from densectx.testing.values import difference, same
 from densectx.types import Feature, SourceInfo
 
@@ -93,6 +95,27 @@ def test_a_given_batch_and_an_option_of_predict():
     info = SourceInfo()
     batch = {"image": make_batch(info, count=3, size=(16, 16), seed=1)["image"]}
     check_task({"name": "denoising", "sigma": [5, 50]}, info=info, batch=batch, options={"sigma": 20.0})
+
+
+def test_a_task_of_several_maps():
+    check_task({"name": "regression", "outputs": 2})
+    info = SourceInfo(keys=("image", "target"), target="map")
+    batch = {key: value for key, value in make_batch(info, maps=4, seed=1).items() if key in ("image", "target")}
+    for check in task_checks({"name": "regression", "outputs": 4}, info=info, batch=batch):
+        if check.name in ("prepare_takes_every_size", "unlabelled_pixels_pull_nowhere"):
+            check()
+    with pytest.raises(CheckFailed, match=r"refuses what is made up for it: .* -> pass info= and batch= that suit it"):
+        task_checks({"name": "regression", "outputs": 4})[4]()
+
+
+def test_maps_are_found_for_a_task_that_checks_no_channels(monkeypatch):
+    prepare = Regression.prepare
+    monkeypatch.setattr(
+        Regression, "prepare", lambda self, b, rngs: (b["target"][:, self.outputs - 1], prepare(self, b, rngs))[1]
+    )
+    assert TaskCase({"name": "regression", "outputs": 3}).maps == 3
+    with pytest.raises(IndexError, match="index 3 is out of bounds"):
+        TaskCase({"name": "regression", "outputs": 4}).batch()
 
 
 def test_a_batch_without_one_of_the_classes_is_a_right_one():
@@ -205,6 +228,38 @@ class Mean(Loss):
         return (output - target).abs().mean(), torch.tensor(1.0)
 
 
+class Fills(Loss):
+    """Takes unknown numbers for 0."""
+
+    def forward(self, output, target):
+        return (output - target.nan_to_num()).abs().sum(), (~target.isnan()).sum().float()
+
+
+class OfOneForm(Loss):
+    """Cross-entropy of labels that are 0 or 1; of numbers nothing."""
+
+    takes = ("labels",)
+
+    def __init__(self, form, ignore_index: int = 3):
+        super().__init__()
+
+    def forward(self, output, target):
+        known = ~target.isnan()
+        labels = target[known]
+        assert ((labels == 0) | (labels == 1)).all()
+        total = nn.functional.binary_cross_entropy_with_logits(output[known], labels, reduction="sum")
+        return total, known.sum().float()
+
+
+class OfTwoForms(OfOneForm):
+    """Says that it is for ids too."""
+
+    takes = ("labels", "ids")
+
+    def forward(self, output, target):
+        return super().forward(output, target) if target.is_floating_point() else (output.mean(), target.sum().float())
+
+
 class Random(Dataset):
     """Random numbers, one tensor for all, read in the constructor."""
 
@@ -246,6 +301,26 @@ def test_a_bad_context():
 def test_a_bad_loss():
     found = failures(check_loss, Mean)
     assert {"gives_a_sum_and_a_weight", "adds_up_over_samples", "nothing_labelled_is_zero"} <= set(found)
+
+
+def test_a_loss_is_checked_with_every_form_that_it_takes():
+    check_loss(OfOneForm)
+    check_loss({"name": "focal", "alpha": 0.25})  # which goes with labels alone
+    found = failures(check_loss, OfTwoForms)
+    assert all(text.startswith("with a target of ids ") for text in found.values())
+    assert "adds_up_over_samples" in found
+
+
+def test_unlabelled_pixels_of_a_given_batch():
+    info = SourceInfo(keys=("image", "target"), target="map")
+    batch = {"image": torch.rand(2, 3, 12, 10), "target": torch.rand(2, 1, 12, 10)}
+    LOSSES.register("test-fills")(Fills)
+    try:
+        checks = {c.name: c for c in task_checks({"name": "regression", "loss": "test-fills"}, info=info, batch=batch)}
+        with pytest.raises(CheckFailed, match="unlabelled pixels of the output have a gradient"):
+            checks["unlabelled_pixels_pull_nowhere"]()
+    finally:
+        LOSSES.unregister("test-fills")
 
 
 def test_a_bad_dataset(tmp_path):

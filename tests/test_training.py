@@ -17,13 +17,15 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
+from pytorch_lightning.accelerators import MPSAccelerator
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, OneCycleLR
 from torch.optim.swa_utils import get_ema_avg_fn
 from torch.utils.data import DataLoader
 
 import densectx
 from densectx.averaging import EMAWeightAveraging, _unless_equal, lag
-from densectx.building import _ddp, instantiate
+from densectx.building import instantiate
 from densectx.cli import main
 from densectx.config import compose
 from densectx.data.workers import innermost
@@ -33,6 +35,9 @@ from densectx.optimizing import make_scheduler
 from densectx.resilience.guards import FiniteGuard
 from densectx.resilience.preemption import Preemption
 from densectx.schedules import WarmupCosine, WarmupPoly
+from densectx.strategies import Replicated, ddp_options
+from densectx.trainer_checks import avoid_mps
+from densectx.training import _write_config
 
 CONFIG = """
 model:
@@ -121,6 +126,40 @@ def test_a_run_that_ends_before_its_first_validation_says_so(fit, caplog):
     fit("none", "--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--no-report")
     fit("long", "--trainer.max_steps=2", "--no-report")
     assert "Nothing was validated" not in caplog.text
+
+
+def test_a_split_that_no_source_has_is_told(fit, tmp_path, caplog, capsys):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "d" / "train").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(tmp_path / "d" / "train" / "0.png")
+    run = fit(
+        "run",
+        "--data.sources.mosaic=null",
+        "--data.sources.mine={name: folder, root: d, splits: {val: null, test: null}, batch_size: 1}",
+        "--model.tasks.segmentation=null",
+        "--model.tasks.denoising.source=mine",
+        "--trainer.max_steps=1",
+        "--no-report",
+    )
+    assert "Nothing will be validated: no source has a val split" in caplog.text
+    assert "Nothing was validated: no source has a val split" in caplog.text
+    for command, split in (("validate", "val"), ("test", "test")):
+        assert main([command, "--ckpt_path", str(run)]) == 2
+        assert f"no source has a {split} split; set data.sources.NAME.splits.{split}" in capsys.readouterr().err
+
+
+def test_a_full_disk_does_not_cut_the_config_of_a_run(tmp_path, monkeypatch):
+    def full(path, content):
+        with path.open("wb") as file:
+            file.write(content[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    _write_config(tmp_path, "a: 1\n")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    _write_config(tmp_path, "a: 1\n")  # nothing to write
+    with pytest.raises(OSError, match="No space"):
+        _write_config(tmp_path, "b: 2\n")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("config.yaml", "a: 1\n")]
 
 
 @pytest.mark.parametrize("name", ["../up", "a/../../up", "{tmp_path}"])
@@ -596,6 +635,20 @@ ONE_CYCLE = (
         (["--trainer.precision=64"], "inputs, losses and sums are float32"),
         (["--trainer.use_distributed_sampler=true"], "trainer.use_distributed_sampler: the data's own sampler"),
         (["--trainer.strategy=ddp_spawn", "--trainer.devices=2"], "trainer.strategy: 'ddp_spawn' would copy a run"),
+        (["--trainer.strategy=fsdp"], "trainer.strategy: 'fsdp' is not possible: every process holds all weights"),
+        (["--trainer.strategy={class_path: ModelParallelStrategy}"], "'ModelParallelStrategy' is not possible"),
+        (["--trainer.strategy={class_path: pytorch_lightning.strategies.DeepSpeedStrategy}"], "is not possible"),
+        (["--trainer.strategy={class_path: pytorch_lightning.strategies.DDPStrateg}"], "did you mean 'DDPStrategy'?"),
+        (["--trainer.accelerator=mps"], "trainer.accelerator: Apple's GPU (mps) has no float64"),
+        (["--model.freeze=backbone"], "model.freeze: expected a list (a text each) or null, got 'backbone'"),
+        (["--model.param_groups={match: a}"], "model.param_groups: expected a list"),
+        (["--model.channels_last=maybe"], "model.channels_last: expected true or false, got 'maybe'"),
+        (["--model.compile=3"], "model.compile: expected true or false, got 3"),
+        (["--data.num_workers=two"], "data.num_workers: expected a whole number, got 'two'"),
+        (
+            ["--model.optimizer.class_path=torch.optim.Adamm"],
+            "torch.optim has no class 'Adamm' (flag); did you mean 'Adam'?",
+        ),
         (["--trainer.callbacks=[{class_path: densectx.callbacks.Pictures, init_args: {rows: 0}}]"], "rows 0"),
         ([f"--trainer.callbacks={EMA.replace('0.9', '99.9')}"], "decay 99.9 is not in [0, 1)"),
         ([f"--trainer.callbacks={EMA.replace('decay: 0.9', 'update_every_n_steps: 0')}"], "is not 1 or more"),
@@ -798,17 +851,54 @@ def test_a_rate_that_is_0_before_the_end_is_told(fit, caplog):
     ],
 )
 def test_ranks_wait_as_long_as_they_are_told_to(trainer, unused):
-    options = _ddp(trainer)
+    options = ddp_options(trainer)
     assert options is None if unused is None else options.get("find_unused_parameters", False) == unused
 
 
-def test_the_strategy_of_a_config_has_the_limit_of_the_environment(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [("trainer.strategy", "ddp_find_unused_parameters_true")],
+        [
+            ("trainer.strategy.class_path", "pytorch_lightning.strategies.DDPStrategy"),
+            ("trainer.strategy.init_args.find_unused_parameters", "true"),
+        ],
+    ],
+)
+def test_the_strategy_of_a_config_has_the_limit_of_the_environment(tmp_path, monkeypatch, flags):
     monkeypatch.setenv("DENSECTX_TIMEOUT", "77")
     (tmp_path / "small.yaml").write_text(CONFIG)
-    flags = [("trainer.strategy", "ddp_find_unused_parameters_true"), ("trainer.devices", "2")]
-    trainer, _, _ = instantiate(compose([tmp_path / "small.yaml"], flags).values, tmp_path, "fit")
+    values = compose([tmp_path / "small.yaml"], [*flags, ("trainer.devices", "2")]).values
+    trainer, _, _ = instantiate(values, tmp_path, "fit")
     assert trainer.strategy._timeout.total_seconds() == 77
-    assert trainer.strategy._ddp_kwargs == {"find_unused_parameters": True}
+    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+    trainer.strategy.parallel_devices = [torch.device("cuda", 0)] * 2
+    assert trainer.strategy.determine_ddp_device_ids() is None, "DDP moves no part of a batch"
+
+
+def test_a_limit_of_ones_own_counts(tmp_path):
+    (tmp_path / "small.yaml").write_text(CONFIG)
+    own = "{class_path: DDPStrategy, init_args: {timeout: '0:00:33'}}"
+    values = compose([tmp_path / "small.yaml"], [("trainer.strategy", own), ("trainer.devices", "2")]).values
+    trainer, _, _ = instantiate(values, tmp_path, "fit")
+    assert trainer.strategy._timeout.total_seconds() == 33
+
+
+@pytest.mark.parametrize(("has_gpu", "seconds"), [(False, 77), (True, 137)])
+def test_nccl_waits_longer_than_the_watchdog(has_gpu, seconds, monkeypatch):
+    monkeypatch.setenv("DENSECTX_TIMEOUT", "77")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    assert Replicated()._timeout.total_seconds() == seconds
+
+
+def test_the_cpu_is_taken_where_lightning_would_take_apples_gpu(monkeypatch, caplog):
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    trainer = {}
+    avoid_mps(trainer)
+    assert trainer == {"accelerator": "cpu"}
+    assert "trainer.accelerator: auto is cpu" in caplog.text
+    with pytest.raises(ConfigError, match=r"trainer.accelerator: Apple's GPU"):
+        avoid_mps({"accelerator": "gpu"})
 
 
 def test_ranks_that_agree_about_signals_wait_as_long_as_they_are_told_to(tmp_path, monkeypatch):

@@ -28,8 +28,8 @@ class Uneven(Dataset):
 
     info = SourceInfo(classes=CLASSES, keys=("image", "mask"))
 
-    def __init__(self, *, split, length: int = 30, seed: int = 0):
-        self.length, self.seed = (length if split == "train" else 0), seed
+    def __init__(self, *, split, length: int = 30, val_length: int = 0, seed: int = 0):
+        self.length, self.seed = (length if split == "train" else val_length), seed
 
     def __len__(self):
         return self.length
@@ -62,9 +62,20 @@ class Liar(Loss, Countable):
         return torch.tensor(float(target.numel() + target.shape[0]))
 
 
+class Keeping(Base):
+    """Makes a tensor when it is first used."""
+
+    unit = None
+
+    def forward(self, output, target):
+        self.unit = torch.ones_like(output[:1]) if self.unit is None else self.unit
+        return (output * self.unit - target).abs().sum(), torch.tensor(float(target.numel()))
+
+
 DATASETS.register("test-uneven")(Uneven)
 LOSSES.register("test-uncounted")(Uncounted)
 LOSSES.register("test-liar")(Liar)
+LOSSES.register("test-keeping")(Keeping)
 
 TASK = {
     "segmentation": {
@@ -168,6 +179,42 @@ def test_sources_in_turn_make_one_batch_of_both():
     """A window of s, t, s, t is the joint batch; regularisers count once."""
     found = fit(2, 4, sampling="alternate", batches=4)
     assert_equal(found, fit_samples(range(4)))
+
+
+def test_a_batch_of_a_window_is_moved_once(monkeypatch):
+    move, moved = pl.core.hooks.DataHooks.transfer_batch_to_device, []
+
+    def counted(self, batch, device, index):
+        moved.append(batch)
+        return move(self, batch, device, index)
+
+    monkeypatch.setattr(pl.core.hooks.DataHooks, "transfer_batch_to_device", counted)
+    fit(2, N, batches=6)
+    assert len(moved) == 6
+
+
+@pytest.mark.filterwarnings("ignore:.*self.trainer.*", "ignore:.*does not have many workers.*")
+def test_an_evaluation_logs_the_loss_of_its_split():
+    """Terms are normalised over the split, whatever its batches; a task without samples in it logs none."""
+    keeping = {"name": "denoising", "source": "s", "loss": ["l1", {"name": "test-keeping", "weight": 0.1}]}
+    module = module_of({**TASK, "keeping": keeping})
+    sources = {"s": {"name": "test-uneven", "val_length": 5, "eval_batch_size": 2}, "t": {"name": "test-uneven"}}
+    data = DataModule(sources, num_workers=0)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", logger=False, use_distributed_sampler=False, **quiet)
+    trainer.validate(module, data, verbose=False)
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.endswith("/loss")}
+    assert found.keys() == {"val/segmentation/loss", "val/keeping/loss"}
+    assert found.keys() < set(module.metric_names("val"))
+    loader = data.val_dataloader()
+    batch = loader.collate_fn([loader.dataset["s", 0, index] for index in range(5)])
+    inputs, targets, _ = module._prepare(batch)
+    for key, output in module.model(inputs).items():
+        task = module.model.task(key)
+        terms = task.loss(output, targets[key])
+        expected = sum(task.coefficients[name] * total / weight for name, (total, weight) in terms.items())
+        assert found[f"val/{key}/loss"] == pytest.approx(expected.item(), rel=1e-6)
+        expected.backward(retain_graph=True)  # with what was made in the evaluation and kept
 
 
 def test_workers_change_nothing():

@@ -26,7 +26,7 @@ class Files:
 
     Args:
         channels: of the images, see :func:`densectx.data.reader.read_image`.
-        value_range: of TIFF and ``.npy`` images, see there.
+        value_range: of TIFF, ``.npy`` and 16-bit PNG images, see there.
         cache: folder of decoded files, see :class:`densectx.data.cache.Cache`, or ``memory``, see
             :class:`densectx.data.memory_cache.MemoryCache`; None decodes every time.
         root: folder of the data, which the cache must not lie in.

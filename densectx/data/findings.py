@@ -20,7 +20,7 @@ _MOVED: Final = 3  # pixels from which on masks are said to be moved: annotators
 _PEAK, _GAIN, _CLEAR = 0.08, 0.9, 4.0  # of the correlation of borders: least height, zero / peak, standard deviations
 _COMMON: Final = 0.5  # share of pairs from which on a shift is that of all
 _KNOWN: Final = 0.9  # share of declared colours from which on masks are pictures of the palette
-_HIDDEN: Final = 0.2  # share of unlabelled pixels from which on they may be a class
+_DEEP: Final = 65535 // 8  # greatest number of 16-bit files up to which their values may be of fewer bits
 _SHOWN: Final = 8  # ids that a message names
 
 
@@ -34,7 +34,8 @@ class Problem(NamedTuple):
         split: of it.
         message: what is wrong and what to do.
         kind: ``unusable``, ``colours``, ``indices``, ``turned``, ``ratio``, ``ids``, ``sizes``, ``unlabelled``,
-            ``absent``, ``palette``, ``shift``, ``scene``, ``mask_shift``, ``twins``, ``leak`` or ``near_leak``.
+            ``absent``, ``palette``, ``depth``, ``shift``, ``scene``, ``mask_shift``, ``twins``, ``leak`` or
+            ``near_leak``.
     """
 
     severity: Literal["error", "warning"]
@@ -53,15 +54,21 @@ def problems(surveys: Surveys, infos: Mapping[str, SourceInfo], expected: Mappin
             yield from (Problem("error", source, split, message, "unusable") for message in found.errors)
             if message := _sizes(found, expected[source], split):
                 yield Problem("error", source, split, message, "sizes")
-            for kind, message in _warnings(found, infos[source]):
+            for kind, message in _warnings(found, infos[source], expected[source]):
                 yield Problem("warning", source, split, message, kind)
     yield from _leaks(surveys)
+
+
+def summarised(found: Survey) -> set[str]:
+    """Messages of the unusable samples that one of a common cause speaks of too."""
+    counts = Counter(cause.kind for _, _, cause in found.causes)
+    return {message for _, message, cause in found.causes if counts[cause.kind] > 1}
 
 
 def _causes(found: Survey, info: SourceInfo) -> Iterator[tuple[str, str]]:
     """What several unusable samples have in common; of one its own message says enough."""
     for kind in ("colours", "indices", "turned", "ratio", "ids"):
-        some = [(name, cause.detail) for name, cause in found.causes if cause.kind == kind]
+        some = [(name, cause.detail) for name, _, cause in found.causes if cause.kind == kind]
         if len(some) > 1:
             yield from ((kind, message) for message in _common(kind, some, info))
 
@@ -112,23 +119,34 @@ def _sizes(found: Survey, expected: Expected, split: str) -> str:
     return f"the images have different sizes, and {key} is {count}: {fix}."
 
 
-def _warnings(found: Survey, info: SourceInfo) -> Iterator[tuple[str, str]]:
+def _warnings(found: Survey, info: SourceInfo, expected: Expected) -> Iterator[tuple[str, str]]:
     for name in found.unlabelled:
         yield "unlabelled", f"{name}: not one pixel is labelled."
-    share = found.ignored / max(sum(found.pixels) + found.ignored, 1)
-    hidden = share > _HIDDEN and found.pixels.count(0) == 1  # such as masks of 0 and 255
+    hidden = expected.direct and found.ignored and found.pixels.count(0) == 1  # such as masks of 0 and 255
     for name, count in zip(info.classes, found.pixels, strict=False):
         if not count:
-            hint = f" {share:.0%} of the pixels are ignore_index {info.ignore_index}: is that the class?"
-            yield "absent", f"class {name!r} occurs nowhere.{hint if hidden else ''}"
+            yield "absent", f"class {name!r} occurs nowhere.{_ignored(name, found, info) if hidden else ''}"
     if message := _palette(found, info):
         yield "palette", message
+    if message := _depth(found):
+        yield "depth", message
     yield from _pairs(found)
     if message := _mask_shift(found):
         yield "mask_shift", message
     for twins in found.contents.values():
         if len(twins) > 1:
             yield "twins", f"the same picture {len(twins)} times: {', '.join(twins)}."
+
+
+def _ignored(absent: str, found: Survey, info: SourceInfo) -> str:
+    """Whether the unlabelled pixels are the class that is absent, and what to write if they are."""
+    share = 100 * found.ignored / (sum(found.pixels) + found.ignored)
+    ids = [(i, name) for i, name in enumerate(info.classes) if name != absent][:_SHOWN]
+    table = ", ".join(f'"{i}": {name}' for i, name in [*ids, (info.ignore_index, absent)])
+    return (
+        f" {share:.3g}% of the pixels are ignore_index {info.ignore_index}: is that the class?"
+        f" Then remap: {{{table}{', ...' if len(ids) < len(info.classes) - 1 else ''}}}."
+    )
 
 
 def _palette(found: Survey, info: SourceInfo) -> str:
@@ -146,6 +164,17 @@ def _palette(found: Survey, info: SourceInfo) -> str:
     more = ", ..." if len(wrong) > _SHOWN else ""
     return (
         f"the palettes of mask files are not the declared one: {'; '.join(parts)}{more}. Are the ids in another order?"
+    )
+
+
+def _depth(found: Survey) -> str:
+    """Numbers of 10 or 12 bits in files of 16."""
+    if not 0 < found.deepest <= _DEEP:
+        return ""
+    bits = found.deepest.bit_length()
+    return (
+        f"the {found.deep} images of 16 bits hold numbers up to {found.deepest}, and 65535 is white: nearly black"
+        f" pictures. If the numbers have {bits} bits, set value_range: [0, {(1 << bits) - 1}]."
     )
 
 

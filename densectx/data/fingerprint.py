@@ -55,19 +55,16 @@ Snapshot: TypeAlias = Mapping[str, Listing]
 """``"source split"`` -> its listing."""
 
 
-def fingerprint(datasets: Datasets) -> str:
+def fingerprint(snapshot: Snapshot) -> str:
     """16 hexadecimal digits of names, sizes and known contents, for a comparison between ranks.
 
     Neither times nor the folder that holds the files count: nodes may have copies of their own.
 
     Args:
-        datasets: of a :class:`densectx.data.module.DataModule`.
-
-    Raises:
-        DataError: the training split of a source cannot be listed.
+        snapshot: see :func:`take`.
     """
     digest = hashlib.sha256()
-    for key, listing in take(datasets).items():
+    for key, listing in snapshot.items():
         files = [[name, file.size, file.sha256] for name, file in _relative(listing.files).items()]
         digest.update(json.dumps([key, listing.samples, files]).encode())
     return digest.hexdigest()[:16]

@@ -32,7 +32,7 @@ class Folder(Dataset):
             takes the sub-folder of its own name, ``.`` is the whole tree, null gives a split without samples.
         include: patterns that files of every split must match as well.
         channels: 3 (gray files are replicated), 1 (colour files give BT.601 luma), or N (TIFF and ``.npy`` files).
-        value_range: ``[lo, hi]`` of TIFF and ``.npy`` files, see :func:`densectx.data.reader.read_image`.
+        value_range: ``[lo, hi]`` of TIFF, ``.npy`` and 16-bit PNG files, see :func:`densectx.data.reader.read_image`.
         cache: folder of decoded files, see :class:`densectx.data.cache.Cache`, or ``memory``: of each loader process,
             see :class:`densectx.data.memory_cache.MemoryCache`; null keeps none.
 

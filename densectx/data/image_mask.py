@@ -46,7 +46,7 @@ class ImageMask(Dataset):
         split: which selection to take.
         preset: ``ade20k``, ``bsds500``, ``camvid``, ``camvid_road``, ``cityscapes``, ``kitti``, ``kitti_road``,
             ``sbd``, ``voc`` or ``voc_aug``; options given beside it replace its own one by one (with ``classes`` its
-            palette and remap do not hold).
+            palette and remap do not hold). Where it has a remap, other masks than its own need one too.
         images: folder of the images below root; ``{subset}`` stands for each name in a split's ``from``.
         masks: folder of the masks; files of palette indices or gray values. With ``{class}`` a folder a class, of
             files with 0 (no) and one other value (yes).
@@ -66,11 +66,11 @@ class ImageMask(Dataset):
         ignore_index: id of unlabelled pixels, default 255; one that nobody gave and that a class has is refused.
         remap: ``{id or class name of the files: class name, id or "ignore"}``; ``"*"`` names all others, without it
             an id that is not named is refused, or, where classes of the preset are named, means there what it means in
-            the preset.
+            the preset. ``{}`` takes ids as they are, whatever the preset.
         colors: masks are files of colours: true for those of ``palette``, or ``{class or "ignore": [R, G, B] or a
             list of these}`` for others; a colour that is not declared is refused.
         channels: of the images: 3, 1 or N, see :func:`densectx.data.reader.read_image`.
-        value_range: ``[lo, hi]`` of TIFF and ``.npy`` images, see there.
+        value_range: ``[lo, hi]`` of TIFF, ``.npy`` and 16-bit PNG images, see there.
         cache: folder of decoded files, see :class:`densectx.data.cache.Cache`, or ``memory``: of each loader process,
             see :class:`densectx.data.memory_cache.MemoryCache`; null keeps none.
         splits: ``{train: {from: [subsets], include: [patterns on name or stem], labels: true}, val: ...}``;
@@ -126,6 +126,8 @@ class ImageMask(Dataset):
         self.lists: str | None = base.get("lists") if lists is None else lists
         self.exclude = exclude
         self.suffixes = _suffixes(base.get("suffixes", {}) if suffixes is None else suffixes)
+        if remap is None and classes is None and not colors and "masks" in self.folders and not multilabel:
+            _refuse_other_masks(preset, base, self.folders["masks"], self.suffixes.get("masks", ""))
         self.mask_extensions = base.get("mask_extensions", EXTENSIONS) if masks is None else EXTENSIONS
         self.selection = listing.selections(base.get("splits"), splits)[split]
         self.fields = Fields(target_scale, invalid, target_channels)
@@ -242,6 +244,21 @@ class ImageMask(Dataset):
     def all_files(self) -> list[str]:
         """The files of the split, see :class:`densectx.data.base.FromFiles`."""
         return [path for entry in self._entries for path in (entry.image, entry.mask, *entry.target) if path]
+
+
+def _refuse_other_masks(preset: str | None, base: Mapping[str, Any], folder: str, suffix: str) -> None:
+    """A preset's remap is about the ids of its own masks, which their suffix or else their folder names."""
+    if "remap" not in base:
+        return
+    own = base.get("suffixes", {}).get("masks")
+    key, known, given = ("suffixes.masks", own, suffix) if own else ("masks", base["masks"], folder)
+    if given != known:
+        count, first = len(base["classes"]), base["classes"][0]
+        raise ConfigError(
+            f"{key}: {given!r} takes the place of {known!r}, whose ids preset {preset!r} turns into classes; say what"
+            f" these files hold: remap: {{}} if the class ids 0..{count - 1}, remap: {{{first}: {first}}} if the same"
+            " ids as the preset's, else remap: {id: class, ...}."
+        )
 
 
 def _suffixes(value: Mapping[str, str]) -> dict[str, str]:

@@ -65,7 +65,7 @@ class Manifest(Dataset):
         remap: see :class:`densectx.data.image_mask.ImageMask`.
         colors: see there.
         channels: of the images: 3, 1 or N, see :func:`densectx.data.reader.read_image`.
-        value_range: ``[lo, hi]`` of TIFF and ``.npy`` images, see there.
+        value_range: ``[lo, hi]`` of TIFF, ``.npy`` and 16-bit PNG images, see there.
         cache: folder of decoded files, see :class:`densectx.data.cache.Cache`, or ``memory``: of each loader process,
             see :class:`densectx.data.memory_cache.MemoryCache`; null keeps none.
 

@@ -19,8 +19,8 @@ from densectx.data.collate import Collate
 from densectx.data.corrupt import Corrupt
 from densectx.data.items import Items
 from densectx.data.progress import Progress, leave_signals_to_the_run
-from densectx.data.sampling import check_sampling, make_sampling
-from densectx.data.streams import EvalSampler, StepSampler
+from densectx.data.sampling import Sampling, check_sampling, make_sampling
+from densectx.data.streams import BEGIN, EvalSampler, Origin, StepSampler
 from densectx.data.train_loader import TrainLoader
 from densectx.data.transforms import Augment
 from densectx.errors import ConfigError, DataError, suggest
@@ -43,8 +43,9 @@ class DataModule(pl.LightningDataModule):
     """Sources by name; batches are ``{source: collated sample}``, see :data:`densectx.types.Batch`.
 
     The samples of a training step, their order and their augmentation are functions of (seed, step, rank, number of
-    ranks), so a run goes on exactly at any step and with any number of workers. Lightning's own sampler must be off
-    (``use_distributed_sampler=False``): ranks are shared out here.
+    ranks), so a run goes on exactly at any step and with any number of workers. With other ranks or batch sizes it goes
+    on at the next sample of every source. Lightning's own sampler must be off (``use_distributed_sampler=False``):
+    ranks are shared out here.
 
     Args:
         sources: spec of a data set by source name, with ``batch_size`` (per rank, default 4), ``eval_batch_size``
@@ -92,7 +93,8 @@ class DataModule(pl.LightningDataModule):
         self.datasets: dict[Split, dict[str, Dataset]] = {split: {} for split in get_args(Split)}
         for name, spec in sources.items():
             self._add(name, spec)
-        self._steps = 0
+        self._saved: Mapping[str, Any] = {}  # the state that the run goes on from
+        self._sampler: StepSampler | None = None
         self._corrupt: Corrupt | None = None
         self._progress: dict[Split, Progress] = {}
 
@@ -141,6 +143,11 @@ class DataModule(pl.LightningDataModule):
         """Of the loader processes that have read something."""
         return {pid for progress in self._progress.values() for pid in progress.pids()}
 
+    def setup(self, stage: str) -> None:
+        """A run begins at the first sample, unless a checkpoint follows, which Lightning loads after this."""
+        if stage == "fit":
+            self._saved = {}
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of this rank, endless in meaning; an iteration is an epoch that starts where the run stands.
 
@@ -153,21 +160,23 @@ class DataModule(pl.LightningDataModule):
                 raise DataError(f"data.sources.{name}: no training samples.")
         world, rank = self._ranks()
         batches = {name: ceil(length / (self.batch_sizes[name] * world)) for name, length in lengths.items()}
-        sampler = StepSampler(
+        sampling = make_sampling(self.sampling, lengths)
+        self._sampler = StepSampler(
             lengths,
             self.batch_sizes,
             sampling=self.sampling,
             seed=self.seed,
             world=world,
             rank=rank,
-            steps=self.steps_per_epoch or make_sampling(self.sampling, lengths).steps(batches),
+            steps=self.steps_per_epoch or sampling.steps(batches),
             start=self._steps_done,
+            origin=_origin(self._saved, sampling),
         )
         self._corrupt = Corrupt(self.datasets["train"]) if self.on_corrupt == "skip" else None
         items = Items(self.datasets["train"], self.augments, self.seed, self._corrupt, self._watched("train"))
         fix = "set data.sources.{source}.augment.crop or augment.pad, or batch_size 1"
         pad = [name for name, augment in self.augments.items() if augment is not None and augment.pad]
-        loader = TrainLoader(items, **self._options(sampler, fix, pad))
+        loader = TrainLoader(items, **self._options(self._sampler, fix, pad))
         loader.trainer = self.trainer
         return loader
 
@@ -180,19 +189,32 @@ class DataModule(pl.LightningDataModule):
         return self._eval_loader("test")
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """What is computed with. What is read as numbers stays: reading it from a device waits for all of its work."""
+        """What is computed with. What is read as numbers stays: reading it from a device waits for all of its work.
+
+        A batch of a window of gradient accumulation stays: the window moves copies of all its batches when it begins.
+        """
+        if self._in_window(batch):
+            return batch
         kept = {source: {k: v for k, v in sample.items() if k in _READ} for source, sample in batch.items()}
         rest = {source: {k: v for k, v in sample.items() if k not in _READ} for source, sample in batch.items()}
         moved: Batch = super().transfer_batch_to_device(rest, device, dataloader_idx)
         return {source: {**sample, **kept[source]} for source, sample in moved.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """``{"steps": training batches whose step is done, "ranks": how many, "batch_sizes": of each, by source}``."""
-        return {"steps": self._steps_done(), "ranks": self._ranks()[0], "batch_sizes": dict(self.batch_sizes)}
+        """Where the run stands.
+
+        ``{"steps": training batches whose step is done, "ranks": how many, "batch_sizes": of each, by source,
+        "positions": of the next sample of each source, once there is a training loader}``.
+        """
+        steps = self._steps_done()
+        state = {"steps": steps, "ranks": self._ranks()[0], "batch_sizes": dict(self.batch_sizes)}
+        if self._sampler is None:
+            return state
+        return {**state, "positions": {source: self._sampler.position(steps, source) for source in self.batch_sizes}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after that many batches; says what another number of ranks changes."""
-        self._steps = int(state_dict["steps"])
+        """Go on after that many batches; says what another number of ranks, or of samples of a step, changes."""
+        self._saved = dict(state_dict)
         old = {source: state_dict["ranks"] * size for source, size in state_dict.get("batch_sizes", {}).items()}
         if old and (said := _taken(old, state_dict["ranks"], self._ranks()[0], self.batch_sizes)):
             rank_zero_info(said)
@@ -222,7 +244,7 @@ class DataModule(pl.LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "timeout": self.timeout if self.num_workers else 0,
             "worker_init_fn": leave_signals_to_the_run,
-            "pin_memory": torch.cuda.is_available(),
+            "pin_memory": self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         }
 
     def _watched(self, split: Split) -> Progress | None:
@@ -230,6 +252,11 @@ class DataModule(pl.LightningDataModule):
             return None
         self._progress[split] = Progress(list(self.datasets[split]), self.num_workers)
         return self._progress[split]
+
+    def _in_window(self, batch: Batch) -> bool:
+        loader = None if self.trainer is None else self.trainer.train_dataloader
+        place = loader.place if isinstance(loader, TrainLoader) else None
+        return place is not None and any(one is batch for one in place.window)
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -241,9 +268,21 @@ class DataModule(pl.LightningDataModule):
         ``on_train_batch_end``, where checkpoints are written.
         """
         if self.trainer is None:
-            return self._steps
+            return int(self._saved.get("steps", 0))
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
         return int(progress["total"]["processed"])
+
+
+def _origin(saved: Mapping[str, Any], sampling: Sampling) -> Origin:
+    """Of a state; older ones have no positions: all steps before took as many samples as the last."""
+    steps, positions = int(saved.get("steps", 0)), saved.get("positions")
+    if positions is not None:
+        return Origin(steps, positions)
+    sizes = saved.get("batch_sizes")
+    if sizes is None:
+        return BEGIN
+    ranks = saved["ranks"]
+    return Origin(steps, {source: sampling.count(steps, source) * ranks * size for source, size in sizes.items()})
 
 
 def _taken(old: Mapping[str, int], before: int, now: int, sizes: Mapping[str, int]) -> str:
@@ -252,8 +291,8 @@ def _taken(old: Mapping[str, int], before: int, now: int, sizes: Mapping[str, in
     said = f"Saved by {before} rank{'s' * (before > 1)}, goes on with {now}"
     if old != new:
         return (
-            f"{said}: a step takes {new} samples instead of {old} (batch_size of each rank x ranks), so some samples of"
-            " this pass come twice or not at all."
+            f"{said}: a step takes {new} samples instead of {old} (batch_size of each rank x ranks), from the next"
+            " sample of each source on, so every sample still comes once a pass."
         )
     if before == now:
         return ""

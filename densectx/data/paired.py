@@ -41,7 +41,7 @@ class Paired(Dataset):
         suffix: end of the inputs' stems that the targets' do not have, such as ``x{scale}`` for ``0001x2.png``; inputs
             without are left out.
         channels: of both: 3, 1 or N, see :func:`densectx.data.reader.read_image`.
-        value_range: ``[lo, hi]`` of TIFF and ``.npy`` files, see there.
+        value_range: ``[lo, hi]`` of TIFF, ``.npy`` and 16-bit PNG files, see there.
         cache: folder of decoded files, see :class:`densectx.data.cache.Cache`, or ``memory``: of each loader process,
             see :class:`densectx.data.memory_cache.MemoryCache`; null keeps none.
         splits: ``{train: {from: [subsets], include: [patterns on name or stem of inputs], labels: true}, val: ...}``;

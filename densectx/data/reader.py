@@ -46,7 +46,8 @@ def read_image(path: Source, channels: int = 3, value_range: Sequence[float] | N
         path: a file of one of :data:`densectx.data.pillow.FORMATS`, or ``.npy``.
         channels: 1 or 3, or N: the file is then a TIFF of N samples or N pages, or an ``.npy`` file (N, H, W) or
             (H, W, N), and its channels are taken as they are.
-        value_range: ``[lo, hi]``, what becomes 0 and 1 in TIFF and ``.npy`` files, instead of the rule of their type.
+        value_range: ``[lo, hi]``, what becomes 0 and 1 in TIFF, ``.npy`` and 16-bit PNG files, instead of the rule of
+            their type, such as ``[0, 4095]`` of 12 bits stored in 16.
 
     Returns:
         The image, (channels, H, W) float32 in [0, 1], and whether the file has one channel (alpha not counted).
@@ -68,7 +69,7 @@ def read_image(path: Source, channels: int = 3, value_range: Sequence[float] | N
             path, read_stored(path, (1, 3) if channels in (1, 3) else (channels,)), channels, limits
         )
     elif limits:
-        raise DataError(f"{path}: 'value_range' is for TIFF and .npy files; other formats have their own white.")
+        pixels, orientation = _ranged_png(path, limits)
     else:
         pixels, orientation = picture(path)
         if order:
@@ -111,7 +112,7 @@ def is_real(path: StrPath) -> bool:
         return False
 
 
-def is_deep(path: StrPath) -> bool:
+def is_deep(path: Source) -> bool:
     """Whether a file that :func:`read_image` takes has more than 8 bits a channel.
 
     Raises:
@@ -169,6 +170,15 @@ def _plain(path: Source, stored: Stored, channels: int, limits: tuple[float, flo
     if len(pixels) != channels and not (channels in (1, 3) and len(pixels) in (1, 3)):
         raise DataError(f"{path}: has {samples} channels, expected {channels}; set 'channels' to what the files have.")
     return pixels, stored.orientation
+
+
+def _ranged_png(path: Source, limits: tuple[float, float]) -> tuple[Tensor, int]:
+    """A 16-bit PNG by a range of its own. What is transparent is white, which a range of fewer bits does not hold."""
+    if not is_deep(path):
+        raise DataError(f"{path}: 'value_range' is for TIFF, .npy and 16-bit PNG files; others have their own white.")
+    pixels, orientation = picture(path)
+    numbers = (pixels.double() * 65535).round().numpy()  # as stored: float32 holds 16 bits
+    return torch.from_numpy(_unit(path, Stored(numbers, None), limits)), orientation
 
 
 def _unit(path: Source, stored: Stored, limits: tuple[float, float] | None) -> NDArray[np.float32]:

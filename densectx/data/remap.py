@@ -37,7 +37,8 @@ def class_masks(
 
     A preset's palette and remap belong to its classes: where ``classes`` are given they do not hold. Names in
     ``remap`` are the preset's classes, or, without one, ``classes``. One that names the preset's classes is about files
-    in the preset's ids, so without ``classes`` or ``"*"`` what it does not name stays as it is there.
+    in the preset's ids, so without ``classes`` or ``"*"`` what it does not name stays as it is there. An empty one
+    takes ids as they are.
 
     With ``multilabel``, a mask a class, there are no ids, and no class is the background, which the default palette
     has black.
@@ -85,7 +86,7 @@ class ClassMasks:
         ignore_index: of unlabelled pixels.
         remap: ``{from: to}``. ``from``: an id of the files, or a name in ``names``, or ``"*"`` for every id that is not
             named; ``to``: an id or name of a class, or ``"ignore"``. Without ``"*"`` an id that is not named is
-            refused; ``ignore_index`` stays itself unless it is named. None takes ids as they are.
+            refused; ``ignore_index`` stays itself unless it is named. None and ``{}`` take ids as they are.
         names: name -> ids of the files, for ``from``.
         colours: ``True`` takes files of colours, by the palette; a mapping ``{class or "ignore": [R, G, B] or a list of
             these}`` replaces the palette's colour of the classes it names. None and ``False`` take files of ids.
@@ -113,7 +114,7 @@ class ClassMasks:
             if remap is not None:
                 raise ConfigError("remap: is for files of ids; with 'colors' name the classes there.")
             self._colours = self._colour_table(palette, {} if colours is True else colours)
-        elif remap is not None:
+        elif remap:
             self._remap(remap, names or {}, rest or {})
 
     def read(self, path: Path, files: Files) -> Tensor:

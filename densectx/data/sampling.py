@@ -65,7 +65,7 @@ class Sampling:
     def chosen(self, step: int) -> dict[str, int]:
         """{source that a step takes: how many steps before took it}."""
         now = next(phase for phase in reversed(self._phases) if phase.start <= step)
-        return {source: self._count(step, source) for source in now.cycle.sources(step - now.start)}
+        return {source: self.count(step, source) for source in now.cycle.sources(step - now.start)}
 
     def together(self) -> set[tuple[str, ...]]:
         """The sources that a step may take, of every phase."""
@@ -75,7 +75,8 @@ class Sampling:
         """As many as show each source of the last phase once at least."""
         return self._phases[-1].cycle.steps(batches)
 
-    def _count(self, step: int, source: str) -> int:
+    def count(self, step: int, source: str) -> int:
+        """How many of the steps 0 ... step - 1 take a source."""
         ends = [phase.start for phase in self._phases[1:]] + [step]
         return sum(
             phase.cycle.count(min(end, step) - phase.start, source)

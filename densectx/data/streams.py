@@ -1,10 +1,10 @@
-"""Which samples a step takes, counted from the step alone: nothing to store, nothing that depends on workers."""
+"""Which samples a step takes, counted from the step and where the run went on: nothing that depends on workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from torch.utils.data import Sampler
@@ -41,12 +41,29 @@ class Stream:
 
 
 @final
+class Origin(NamedTuple):
+    """A step that is done, and where every source stood then; steps may take other numbers of samples from there on.
+
+    Attributes:
+        step: of the run.
+        positions: of the next sample of each source; 0 where it is not named.
+    """
+
+    step: int
+    positions: Mapping[str, int]
+
+
+BEGIN = Origin(0, {})
+"""Of a run."""
+
+
+@final
 class StepSampler(Sampler[list[Item]]):
     """The items of this rank, one training step after the other, from the step where the run stands.
 
-    At its own step k (how many steps before took the source, counted from the step of the run alone) rank r of W
-    takes the positions [(k W + r) b, (k W + r + 1) b) of a source with batch size b, so the global order depends on
-    W b only.
+    At its own step k (how many steps since the origin took the source, counted from the step of the run alone) rank r
+    of W takes the positions [p + (k W + r) b, p + (k W + r + 1) b) of a source with batch size b that stood at p, so
+    the global order depends on W b only, and each sample comes once a pass even where W b changes at the origin.
 
     Args:
         lengths: samples a source.
@@ -57,6 +74,7 @@ class StepSampler(Sampler[list[Item]]):
         rank: this one.
         steps: steps an iteration (epoch) yields.
         start: gives the number of steps done, asked at the begin of every iteration.
+        origin: where these batch sizes and ranks begin, no later than any step that is asked for.
     """
 
     def __init__(
@@ -70,19 +88,25 @@ class StepSampler(Sampler[list[Item]]):
         rank: int,
         steps: int,
         start: Callable[[], int],
+        origin: Origin = BEGIN,
     ) -> None:
         self._streams = {source: Stream(seed, source, length) for source, length in lengths.items()}
         self._batch_sizes, self._sampling = dict(batch_sizes), make_sampling(sampling, lengths)
-        self._world, self._rank, self._steps, self._start = world, rank, steps, start
+        self._world, self._rank, self._steps, self._start, self._origin = world, rank, steps, start, origin
 
     def batch(self, step: int) -> list[Item]:
         """The items of one step of the run."""
         items = []
-        for source, own_step in self._sampling.chosen(step).items():
+        for source in self._sampling.chosen(step):
             size = self._batch_sizes[source]
-            first = (own_step * self._world + self._rank) * size
+            first = self.position(step, source) + self._rank * size
             items += [self._streams[source][position] for position in range(first, first + size)]
         return items
+
+    def position(self, step: int, source: str) -> int:
+        """Of the first sample of a source that no step before this one has taken, on any rank."""
+        taken = self._sampling.count(step, source) - self._sampling.count(self._origin.step, source)
+        return self._origin.positions.get(source, 0) + taken * self._world * self._batch_sizes[source]
 
     def __iter__(self) -> Iterator[list[Item]]:
         first = self._start()

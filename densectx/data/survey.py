@@ -17,6 +17,8 @@ from densectx.data.alignment import REACH, Pair, compare, edge_correlation
 from densectx.data.base import Dataset, Located
 from densectx.data.causes import Cause, Colour, Expected, cause_of, palette_of_file
 from densectx.data.likeness import Print, print_of
+from densectx.data.reader import is_deep, is_real
+from densectx.data.sample_rules import fault, wrong_ids
 from densectx.data.transforms import Augment
 from densectx.errors import DataError
 from densectx.rng import generator
@@ -34,6 +36,7 @@ class Seen(NamedTuple):
         cause: what its files say to that.
         size: (height, width).
         gray: whether its file has one channel.
+        deep: greatest number of its file where that has 16 bits and no range of its own, else None.
         content: SHA-256 of the image's numbers.
         counts: labelled pixels of each class, None without a mask.
         ignored: pixels of its mask that are not labelled.
@@ -51,6 +54,7 @@ class Seen(NamedTuple):
     cause: Cause | None = None
     size: tuple[int, int] = (0, 0)
     gray: bool = False
+    deep: int | None = None
     content: str = ""
     counts: list[int] | None = None
     ignored: int = 0
@@ -70,6 +74,7 @@ class _Looks(TorchDataset[Seen]):
     def __init__(self, dataset: Dataset, augment: Augment | None, expected: Expected) -> None:
         self._dataset, self._augment, self._expected = dataset, augment, expected
         self._every = max(1, len(dataset) // _EDGES)
+        self._foreign = not type(dataset).__module__.startswith("densectx.")
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -82,7 +87,11 @@ class _Looks(TorchDataset[Seen]):
             sample = dataset[index]
         except DataError as error:
             return Seen(name, _named(error, name), cause_of(paths, info, self._expected))
+        if self._foreign and (broken := fault(sample, info, name)):
+            return Seen(name, broken)
         seen = _look(name, sample, info)
+        if "image" in paths and info.value_range is None and is_deep(paths["image"]) and not is_real(paths["image"]):
+            seen = seen._replace(deep=round(float(sample["image"].max()) * 65535))
         if index % self._every == 0 and "mask" in sample:
             seen = seen._replace(edges=edge_correlation(sample["image"], sample["mask"]))
         if seen.counts and "mask" in paths and self._expected.palette and self._expected.direct:
@@ -130,10 +139,7 @@ def _look(name: str, sample: Sample, info: SourceInfo) -> Seen:
     seen = seen._replace(content=hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest())
     if mask is not None:
         known = mask[mask != info.ignore_index]
-        wrong = known[(known < 0) | (known >= len(info.classes))]
-        if wrong.numel():
-            pixels = sorted(Counter(wrong.tolist()).items())
-            found = ", ".join(f"{number} ({count} pixels)" for number, count in pixels[:5])
+        if found := wrong_ids(mask, info):
             rule = f"0..{len(info.classes) - 1}, or {info.ignore_index} for unlabelled"
             return Seen(name, f"{name}: the mask has {found}, which are no classes; expected {rule}.")
         counts = torch.bincount(known, minlength=len(info.classes)).tolist()
@@ -158,10 +164,12 @@ class Survey:
     Attributes:
         samples: how many were looked at.
         errors: a message for every sample that cannot be used.
-        causes: what the files of those say, with the name of the sample.
+        causes: what the files of those say, with the name of the sample and its message.
         unlabelled: names of those without a single labelled pixel.
         sizes: ((height, width), (height, width)): least and greatest of either side.
         gray: how many have one channel.
+        deep: how many are 16-bit files without a range of their own.
+        deepest: greatest number of those.
         pixels: labelled pixels of each class, empty without masks.
         ignored: pixels of masks that are not labelled.
         images: how many images each class occurs in.
@@ -177,10 +185,12 @@ class Survey:
 
     samples: int = 0
     errors: list[str] = field(default_factory=list)
-    causes: list[tuple[str, Cause]] = field(default_factory=list)
+    causes: list[tuple[str, str, Cause]] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
     sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
     gray: int = 0
+    deep: int = 0
+    deepest: int = 0
     pixels: list[int] = field(default_factory=list)
     ignored: int = 0
     images: list[int] = field(default_factory=list)
@@ -199,11 +209,13 @@ class Survey:
         if seen.error:
             self.errors.append(seen.error)
             if seen.cause is not None:
-                self.causes.append((seen.name, seen.cause))
+                self.causes.append((seen.name, seen.error, seen.cause))
             return
         (h, w), old = seen.size, self.sizes or (seen.size, seen.size)
         self.sizes = ((min(old[0][0], h), min(old[0][1], w)), (max(old[1][0], h), max(old[1][1], w)))
         self.gray += seen.gray
+        if seen.deep is not None:
+            self.deep, self.deepest = self.deep + 1, max(self.deepest, seen.deep)
         self.contents[seen.content].append(seen.name)
         if seen.print is not None:
             self.prints.append((seen.name, seen.content, seen.print))

@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast, final
+from typing import Any, cast, final
 
 import torch
 
-from densectx.arguments import TOP_LEVEL
 from densectx.checkpoint import load
-from densectx.config import Composed, check_keys, compose
+from densectx.config import Composed, compose
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError
 from densectx.inspection.shell import shell_of
+from densectx.known_keys import MODEL_KEYS, check_known_keys
 from densectx.model import DenseModel, without_weights
 from densectx.model_names import Named, is_model_name, named
 from densectx.types import SourceInfo
-
-MODEL_KEYS: Final = ("backbone", "projection", "context", "tasks", "norm", "ablate")
-"""Keys of a config's ``model`` that say what the network is."""
-TRAINING_KEYS: Final = (
-    "optimizer", "lr_scheduler", "balancing", "freeze", "cache_features", "param_groups", "channels_last", "compile",
-)  # fmt: skip
-"""Its other keys, which say how it is trained."""
 
 
 @final
@@ -67,11 +60,10 @@ def subject_of(name: str, more: Sequence[str] = ()) -> Subject:
 
 
 def _of_config(name: str, composed: Composed) -> Subject:
-    check_keys(composed.values, TOP_LEVEL, "", composed)
+    check_known_keys(composed)
     model, data = composed.values.get("model"), composed.values.get("data")
     if not isinstance(model, Mapping):
         raise ConfigError(f"{name}: has no model to inspect; expected model.backbone, model.tasks and so on.")
-    check_keys(model, (*MODEL_KEYS, *TRAINING_KEYS), "model", composed)
     sources = dict(composed.base.sources) if isinstance(composed.base, Named) else {}
     if isinstance(data, Mapping) and data.get("sources"):
         sources |= DataModule(data["sources"], num_workers=0).info()

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, PluginError
 from densectx.losses.base import Countable, Loss
 
 
@@ -22,7 +22,16 @@ class _Elementwise(Loss, Countable):
         """The penalty of each error, same shape."""
 
     def forward(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) float twice, NaN = unlabelled -> (sum, number of labelled elements)."""
+        """(B, C, H, W) float twice, NaN = unlabelled -> (sum, number of labelled elements).
+
+        Raises:
+            PluginError: the shapes differ; torch would pair every number with several others.
+        """
+        if output.shape != target.shape:
+            raise PluginError(
+                f"loss {type(self).__name__}: the output is {tuple(output.shape)}, the target {tuple(target.shape)};"
+                " expected one shape. Let `prepare` of the task make a target as its head answers, (B, C, H, W)."
+            )
         labelled = ~target.isnan()
         # where() before the penalty: a NaN behind it would poison the gradient
         error = torch.where(labelled, output - target, 0.0)

@@ -14,13 +14,14 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 import densectx
-from densectx.data.fingerprint import fingerprint
+from densectx.data.fingerprint import Snapshot, fingerprint, take
 from densectx.data.module import data_of
 from densectx.errors import ConfigError, DistributedError
 from densectx.module import DenseModule
 from densectx.resuming import differences
 
 _NAMED = 6  # keys or parameters that a message names
+_CHUNK = 1 << 22  # numbers of a parameter that a checksum makes 64 bits wide at a time
 
 
 @final
@@ -41,6 +42,7 @@ class Replicas(pl.Callback):
             raise ConfigError(f"replicas: every_n_steps {every_n_steps} must be positive.", "trainer.callbacks")
         self.every_n_steps = every_n_steps
         self._step = -1
+        self.data = ""  # fingerprint, where the data were listed already
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Compare what the ranks were started with.
@@ -51,11 +53,12 @@ class Replicas(pl.Callback):
         if trainer.world_size == 1 or not isinstance(pl_module, DenseModule):
             return
         data = data_of(trainer)
+        listed = self.data or (fingerprint(take(data.datasets)) if data else "")
         own = {
             "config": pl_module.config,
             "densectx": f"{densectx.__version__}, source {_source()}",
             "torch": torch.__version__,
-            "data": fingerprint(data.datasets) if data else "",
+            "data": listed,
         }
         found: list[Any] = [None] * trainer.world_size
         distributed.all_gather_object(found, json.loads(json.dumps(own, default=str)))
@@ -136,13 +139,23 @@ class Replicas(pl.Callback):
                 )
 
 
+def expect_data(trainer: pl.Trainer, listed: Snapshot) -> None:
+    """Let :class:`Replicas` compare a listing of the data that is there already: to make one takes long."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Replicas) and trainer.world_size > 1:
+            callback.data = fingerprint(listed)
+
+
 def checksum(parameter: Tensor) -> Tensor:
     """Of the bits, not of the numbers: an int64 scalar on the parameter's device."""
     data = parameter.detach().contiguous().flatten()
     width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[data.element_size()]
-    bits = data.view(width).to(torch.int64)
-    place = torch.arange(1, len(bits) + 1, device=bits.device)
-    return (bits * (2 * place + 1)).sum()  # wraps; exchanged values change it too
+    total = torch.zeros((), dtype=torch.int64, device=data.device)
+    for number, bits in enumerate(torch.split(data.view(width), _CHUNK)):
+        start = 1 + number * _CHUNK
+        place = torch.arange(start, start + len(bits), device=bits.device)
+        total += ((2 * place + 1) * bits).sum()  # wraps; exchanged values change it too
+    return total
 
 
 def _difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -150,17 +150,15 @@ class Watchdog(pl.Callback):
     def _watch(self, trainer: pl.Trainer) -> None:
         """Beat; the first rank looks after all, the others after the first."""
         limit = collective_timeout()
-        heard: dict[int, tuple[int, float]] = {}  # rank -> last beat, and when it was new
+        heard: dict[int, float] = {}  # rank -> when it wrote
         while (heart := self._heart) is not None and not self._end.wait(heart.interval):
             with contextlib.suppress(OSError):
                 heart.beat(*self._at)
-            first = heart.other(0)
-            others = heart.others() if trainer.is_global_zero else {0: first} if first else {}
+            # all of them once: how far their clocks are off must be known when somebody is lost
+            others = heart.others() if trainer.is_global_zero or not heard else {0: heart.other(0)}
             now = time.monotonic()
-            for rank, said in others.items():
-                if rank not in heard or heard[rank][0] != said["beat"]:
-                    heard[rank] = (said["beat"], now)
-            silent = [rank for rank, (_, when) in heard.items() if now - when > limit]
+            heard |= {r: now - said["ago"] for r, said in others.items() if said and (trainer.is_global_zero or r == 0)}
+            silent = any(now - when > limit for when in heard.values())
             if silent and now - self._moved > limit and not self._end.is_set():
                 self._report(trainer, self._story(trainer, "the other ranks", f"{limit:g} s were over"))
 
@@ -207,10 +205,9 @@ class Watchdog(pl.Callback):
             error.status = int(said["status"])
             return error
         found = []
-        now = time.time()
         for rank, said in sorted(others.items()):
-            if (how := condition(said, now)) != "alive":
-                ago = f"last heard {now - said['time']:.0f} s ago at step {said['step']}, {said['at']}"
+            if (how := condition(said)) != "alive":
+                ago = f"last heard {said['ago']:.0f} s ago at step {said['step']}, {said['at']}"
                 found.append(f"rank {rank} (process {said['pid']} on {said['host']}) is {how}, {ago}")
         if not found:
             alive = (f"rank {rank} is alive at step {said['step']}, {said['at']}" for rank, said in others.items())
@@ -225,8 +222,7 @@ class Watchdog(pl.Callback):
         until = time.monotonic() + _ENDING
         while (heart := self._heart) is not None:
             others = heart.others()
-            now = time.time()
-            clear = any("ended" in said or condition(said, now) != "alive" for said in others.values())
+            clear = any("ended" in said or condition(said) != "alive" for said in others.values())
             if clear or time.monotonic() > until:
                 return others
             time.sleep(0.05)

@@ -84,7 +84,8 @@ class Task(nn.Module, ABC):
             image start at its multiples. Above 1 where places have a meaning: 2 for a Bayer mosaic, in which every
             second row and column begins with the same colour. A window that starts elsewhere is read as another image.
         turns: whether a turned or mirrored image may be answered and the answer turned back (``predict --tta``);
-            false where places have a meaning, as in a mosaic, or channels a direction, as components of vectors.
+            false where places have a meaning, as in a mosaic, or channels a direction, as components of vectors. Then
+            training does not mirror or turn a source whose ``target`` the task learns from.
     """
 
     requires: tuple[str, ...] = ("image",)
@@ -140,7 +141,10 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, output: Tensor, target: Target) -> Terms:
-        """(B, K, H', W') float32, of the answer's size -> {term: (sum, weight)}, see :class:`densectx.losses.Loss`."""
+        """(B, K, H', W') float32, of the answer's size -> {term: (sum, weight)}, see :class:`densectx.losses.Loss`.
+
+        Called in training and, without gradient, in evaluation.
+        """
 
     @abstractmethod
     def postprocess(self, output: Tensor, x: Tensor) -> Tensor:

@@ -72,8 +72,9 @@ class Regression(Task, Counting):
 
     The network answers on a scale of about 0..1 (:class:`Range`), which is what losses see. A target is the value of a
     field at a pixel: where augmentation resizes a picture its numbers stay as they are, which is right for metres and
-    wrong for what is measured in pixels (disparity, flow); train those without ``augment.scale``. So it is with
-    ``flip`` and the components of vectors; for their sake ``predict --tta`` refuses more outputs than one.
+    wrong for what is measured in pixels (disparity, flow); train those without ``augment.scale``. Components of vectors
+    would be wrong in a mirrored picture: where there are more outputs than one, training refuses to mirror or turn
+    pictures, and so does ``predict --tta``, unless ``turns`` says that they have no direction.
 
     ``rmse`` is pooled over all known pixels, and printed beside that of the best constant, see
     :class:`densectx.metrics.regression.RegressionMetrics`. ``predict`` writes float32 TIFF files.
@@ -88,6 +89,7 @@ class Regression(Task, Counting):
         high: largest answer.
         transform: ``linear``, or ``log`` where ratios matter more than differences (depth).
         outputs: channels of the target.
+        turns: whether the numbers stay as they are where the picture is mirrored or turned; null for one output only.
         head: spec of the head.
         loss: spec of the loss, or a list of them; of the numbers on the scale 0..1.
     """
@@ -108,6 +110,7 @@ class Regression(Task, Counting):
         high: float = 1.0,
         transform: Literal["linear", "log"] = "linear",
         outputs: int = 1,
+        turns: bool | None = None,
         head: Spec = "decoder",
         loss: Spec | Sequence[Spec] = "l1",
     ) -> None:
@@ -117,7 +120,7 @@ class Regression(Task, Counting):
         if outputs < 1:
             raise ConfigError(f"regression: outputs {outputs} must be positive, the channels of the target.")
         self.range, self.outputs, self.scale = Range(low, high, transform), outputs, info.scale
-        self.turns = outputs == 1  # more may be components of a vector, which turn themselves where positions do
+        self.turns = outputs == 1 if turns is None else turns  # several may be components of a vector
         self.head = HEADS.build(
             head, "head", features=features, in_channels=info.channels, out_channels=outputs, scale=info.scale
         )

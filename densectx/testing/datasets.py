@@ -12,9 +12,9 @@ from typing import Any, Final, final, get_args
 
 from densectx.data.base import Dataset, Split
 from densectx.data.collate import Collate
+from densectx.data.sample_rules import rules
 from densectx.errors import DataError
 from densectx.registry import DATASETS
-from densectx.testing.dataset_samples import check_sample
 from densectx.testing.report import Check, expect, run_checks
 from densectx.testing.states import changed, preserved, random_states, settings
 from densectx.testing.subjects import Subject, called, check_documented, named
@@ -156,7 +156,8 @@ def samples_are_as_declared(case: DatasetCase) -> None:
     """Keys, types, shapes and ranges are those of :data:`densectx.types.Sample` and of ``info``."""
     data = case.build()
     for index in case.indices(data):
-        check_sample(data[index], data.info, f"sample {index}", training=case.split == "train")
+        for rule in rules(data[index], data.info, f"sample {index}", training=case.split == "train"):
+            expect(*rule)
 
 
 def equal_index_equal_sample(case: DatasetCase) -> None:

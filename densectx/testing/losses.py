@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, Literal, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
 
-from densectx.losses import Countable, Loss
+from densectx.errors import ConfigError
+from densectx.losses import Countable, Form, Loss
 from densectx.registry import LOSSES
 from densectx.testing.modules import check_registered, check_untouched
-from densectx.testing.report import Check, expect, run_checks
+from densectx.testing.report import Check, CheckFailed, expect, run_checks
 from densectx.testing.states import changed, random_states
 from densectx.testing.subjects import Subject, called, check_documented, named
 from densectx.testing.values import copied, difference, same, shape
-
-TargetOf = Literal["numbers", "labels", "ids"]
 
 CLOSE: Final = 1e-5
 IGNORE: Final = 255
@@ -32,42 +31,52 @@ class LossCase:
 
     Attributes:
         subject: name, spec, class or factory.
-        kind: of its target, None to tell from its options.
+        kind: of its target, None to tell from the class and its options.
         runtime: what a task supplies.
         channels: of the output.
     """
 
     subject: Subject
-    kind: TargetOf | None = None
+    kind: Form | None = None
     runtime: Mapping[str, Any] = field(default_factory=dict)
     channels: int = 3
 
     def build(self) -> Loss:
         """A fresh one."""
-        runtime = {"ignore_index": IGNORE, "classes": self.channels, **self.runtime}
+        runtime = {"ignore_index": IGNORE, "classes": self.channels, "form": self.kind, **self.runtime}
         with named(LOSSES, self.subject) as spec:
             loss: Loss = LOSSES.build(spec, **runtime)
         return loss
 
     @property
-    def takes(self) -> TargetOf:
-        """The kind of target: class ids where it has an option ``ignore_index``, else numbers."""
+    def kinds(self) -> tuple[Form, ...]:
+        """The kinds of target: those of the class that go with its options, else ids where it has an ignore index."""
         if self.kind is not None:
-            return self.kind
+            return (self.kind,)
         with named(LOSSES, self.subject) as spec:
-            return "ids" if "ignore_index" in LOSSES.options(spec["name"]) else "numbers"
+            takes: tuple[Form, ...] = getattr(LOSSES.get(spec["name"]), "takes", ())
+            guess: Form = "ids" if "ignore_index" in LOSSES.options(spec["name"]) else "numbers"
+        return tuple(kind for kind in takes if replace(self, kind=kind).fits()) or takes[:1] or (guess,)
+
+    def fits(self) -> bool:
+        """Whether the kind of target goes with the options."""
+        try:
+            self.build()
+        except ConfigError:
+            return False
+        return True
 
     def given(self, labelled: bool = True) -> tuple[Tensor, Tensor]:
         """Output and target of three samples of 20 x 24 pixels; a corner of the first is unlabelled, or everything."""
         rng = torch.Generator().manual_seed(11)
         size = (3, self.channels, 20, 24)
-        output = torch.rand(size, generator=rng) if self.takes == "numbers" else torch.randn(size, generator=rng)
-        if self.takes == "ids":
+        output = torch.rand(size, generator=rng) if self.kind == "numbers" else torch.randn(size, generator=rng)
+        if self.kind == "ids":
             target = torch.randint(0, self.channels, (3, 20, 24), generator=rng)
         else:
             target = (1.6 * torch.rand(size, generator=rng) - 0.3).clamp(0, 1)
-            target = target.round() if self.takes == "labels" else target
-        void = IGNORE if self.takes == "ids" else torch.nan
+            target = target.round() if self.kind == "labels" else target
+        void = IGNORE if self.kind == "ids" else torch.nan
         target[0, ..., :CORNER, :CORNER] = void
         return output, target if labelled else torch.full_like(target, void)
 
@@ -81,7 +90,7 @@ def builds(case: LossCase) -> None:
 
 def is_documented(case: LossCase) -> None:
     """A docstring, and options that a config can be checked against."""
-    check_documented(LOSSES, case.subject, ("self", *case.runtime))
+    check_documented(LOSSES, case.subject, ("self", *LOSSES.runtime, *case.runtime))
 
 
 def gives_a_sum_and_a_weight(case: LossCase) -> None:
@@ -196,18 +205,29 @@ CHECKS: Final = (
 )
 
 
+def _of_each_kind(function: Callable[[LossCase], None], case: LossCase) -> None:
+    kinds = case.kinds
+    for kind in kinds:
+        try:
+            function(replace(case, kind=kind))
+        except CheckFailed as error:
+            if len(kinds) == 1:
+                raise
+            raise CheckFailed(f"with a target of {kind} {error.found}", error.advice) from error
+
+
 def loss_checks(
-    subject: Subject, *, target: TargetOf | None = None, runtime: Mapping[str, Any] | None = None, channels: int = 3
+    subject: Subject, *, target: Form | None = None, runtime: Mapping[str, Any] | None = None, channels: int = 3
 ) -> list[Check]:
     """The checks of :func:`check_loss` one by one, for ``pytest.mark.parametrize``; builds nothing yet."""
     case = LossCase(subject, target, dict(runtime or {}), channels)
-    return [Check(function.__name__, partial(function, case)) for function in CHECKS]
+    return [Check(function.__name__, partial(_of_each_kind, function, case)) for function in CHECKS]
 
 
 def check_loss(
     subject: Subject,
     *,
-    target: TargetOf | None = None,
+    target: Form | None = None,
     runtime: Mapping[str, Any] | None = None,
     channels: int = 3,
     expected_failed_checks: Mapping[str, str] | None = None,
@@ -217,7 +237,8 @@ def check_loss(
     Args:
         subject: registered name, spec, class, or factory.
         target: ``numbers``: (B, K, H, W) in 0..1 for an output of the same; ``labels``: 0 or 1 for logits; ``ids``:
-            (B, H, W) int64 for logits. Default ``ids`` for losses with an option ``ignore_index``, else ``numbers``.
+            (B, H, W) int64 for logits. Default each of the class attribute ``takes``; where that is empty ``ids`` for
+            losses with an option ``ignore_index``, else ``numbers``.
         runtime: arguments that its task supplies.
         channels: K.
         expected_failed_checks: {check: reason} that may fail; one that passes all the same is told.

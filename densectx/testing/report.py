@@ -25,6 +25,7 @@ class CheckFailed(AssertionError):
 
     def __init__(self, found: str, advice: str) -> None:
         super().__init__(f"{found} -> {advice}")
+        self.found, self.advice = found, advice
 
 
 @final

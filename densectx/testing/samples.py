@@ -13,7 +13,7 @@ from densectx.rng import generator
 from densectx.types import Sample, SourceInfo
 
 CORNER = (6, 8)
-"""Height and width of what the first sample leaves unlabelled."""
+"""Height and width of what the first sample leaves unlabelled, of larger images."""
 
 EVERYTHING = SourceInfo(classes=("a", "b", "c"), keys=("image", "mask", "target"), target="map")
 
@@ -27,7 +27,9 @@ def candidates() -> list[SourceInfo]:
     return [*colour, *(replace(info, channels=1) for info in colour)]
 
 
-def make_batch(info: SourceInfo, count: int = 4, size: tuple[int, int] | None = None, seed: int = 0) -> Sample:
+def make_batch(
+    info: SourceInfo, count: int = 4, size: tuple[int, int] | None = None, seed: int = 0, maps: int = 1
+) -> Sample:
     """A collated batch: coarse and fine structure, a corner without labels, the last sample from a gray file.
 
     Args:
@@ -35,6 +37,7 @@ def make_batch(info: SourceInfo, count: int = 4, size: tuple[int, int] | None = 
         count: samples.
         size: (H, W); default the source's, else 24 x 20.
         seed: of everything.
+        maps: channels of a target that is a map.
     """
     height, width = size or info.size or (24, 20)
     rng = torch.Generator().manual_seed(seed)
@@ -43,16 +46,12 @@ def make_batch(info: SourceInfo, count: int = 4, size: tuple[int, int] | None = 
     gray[-1:] = count > 1
     batch["image"][gray] = batch["image"][gray].mean(1, keepdim=True)
     batch["gray"] = gray if info.channels > 1 else torch.ones_like(gray)
-    top, left = min(CORNER[0], height - 1), min(CORNER[1], width - 1)
     if "mask" in info.keys:
         batch["mask"] = torch.randint(0, max(len(info.classes), 1), (count, height, width), generator=rng)
-        batch["mask"][0, :top, :left] = info.ignore_index
     if "target" in info.keys:
-        s = info.scale
-        batch["target"] = _target(info, count, height * s, width * s, rng)
-        batch["target"][0, :, : top * s, : left * s] = torch.nan
+        batch["target"] = _target(info, count, height * info.scale, width * info.scale, rng, maps)
     batch["key"] = torch.tensor([[0, index] for index in range(count)]).view(count, 2)
-    return batch
+    return without_corner(batch, info)
 
 
 def _picture(count: int, channels: int, height: int, width: int, rng: torch.Generator) -> Tensor:
@@ -60,13 +59,13 @@ def _picture(count: int, channels: int, height: int, width: int, rng: torch.Gene
     return (0.6 * coarse + 0.4 * torch.rand(count, channels, height, width, generator=rng)).clamp(0, 1)
 
 
-def _target(info: SourceInfo, count: int, height: int, width: int, rng: torch.Generator) -> Tensor:
+def _target(info: SourceInfo, count: int, height: int, width: int, rng: torch.Generator, maps: int) -> Tensor:
     if info.target == "image":
         return _picture(count, info.channels, height, width, rng)
     if info.target == "labels":
         return torch.randint(0, 2, (count, max(len(info.classes), 1), height, width), generator=rng).float()
     # shares and fields: exact zeros, ones and all between
-    return (1.6 * torch.rand(count, 1, height, width, generator=rng) - 0.3).clamp(0, 1)
+    return (1.6 * torch.rand(count, maps, height, width, generator=rng) - 0.3).clamp(0, 1)
 
 
 def without_labels(batch: Sample, info: SourceInfo, rows: Sequence[int] | None = None) -> Sample:
@@ -77,6 +76,36 @@ def without_labels(batch: Sample, info: SourceInfo, rows: Sequence[int] | None =
         found["mask"][chosen] = info.ignore_index
     if "target" in found:
         found["target"][chosen] = torch.nan
+    return found
+
+
+def corner(batch: Sample) -> tuple[int, int]:
+    """Height and width of what is unlabelled, in pixels of the image; some of each side is left."""
+    height, width = batch["image"].shape[-2:]
+    return min(CORNER[0], height - 1), min(CORNER[1], width - 1)
+
+
+def without_corner(batch: Sample, info: SourceInfo) -> Sample:
+    """The batch with the corner of its first sample unlabelled."""
+    found = {key: value.clone() for key, value in batch.items()}
+    top, left = corner(batch)
+    if "mask" in found:
+        found["mask"][0, :top, :left] = info.ignore_index
+    if "target" in found:
+        found["target"][0, :, : top * info.scale, : left * info.scale] = torch.nan
+    return found
+
+
+def resized(batch: Sample, info: SourceInfo, size: tuple[int, int]) -> Sample:
+    """The batch at another size (H, W) of its images, every value the one of the nearest pixel."""
+    found = dict(batch)
+    for key, scale in {"image": 1, "mask": 1, "valid": 1, "target": info.scale}.items():
+        if key in batch:
+            rows, columns = (
+                torch.arange(side * scale) * old // (side * scale)
+                for side, old in zip(size, batch[key].shape[-2:], strict=True)
+            )
+            found[key] = batch[key][..., rows[:, None], columns]
     return found
 
 

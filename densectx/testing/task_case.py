@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, DataError
 from densectx.model import DenseModel
 from densectx.nn.precision import full
 from densectx.registry import TASKS
@@ -35,7 +35,7 @@ class TaskCase:
     Attributes:
         subject: name, spec, class or factory.
         given_info: its source, None to find one that it accepts.
-        given_batch: collated samples, None to make some up.
+        given_batch: collated samples, None to make some up that its ``prepare`` takes.
         options: run-time options for ``predict``, ``{"sigma": 25.0}``.
         model_config: replaces keys of the small model's config.
     """
@@ -70,14 +70,31 @@ class TaskCase:
         raise AssertionError
 
     def batch(self, size: tuple[int, int] | None = None) -> Sample:
-        """Fresh collated samples; those that were given unless a size is asked for."""
-        if self.given_batch is not None and size is None:
-            batch: Sample = copied(self.given_batch)
-            count = len(batch["image"])
-            batch.setdefault("gray", torch.zeros(count, dtype=torch.bool))
-            batch.setdefault("key", torch.tensor([[0, index] for index in range(count)]))
-            return batch
-        return samples.make_batch(self.info, size=size)
+        """Fresh collated samples, those that were given if some were; of a size if one is asked for."""
+        if self.given_batch is None:
+            return samples.make_batch(self.info, size=size, maps=self.maps)
+        batch: Sample = copied(self.given_batch)
+        count = len(batch["image"])
+        batch.setdefault("gray", torch.zeros(count, dtype=torch.bool))
+        batch.setdefault("key", torch.tensor([[0, index] for index in range(count)]))
+        return batch if size is None else samples.resized(batch, self.info, size)
+
+    @cached_property
+    def maps(self) -> int:
+        """Channels of made-up maps: the fewest that ``prepare`` takes."""
+        errors: list[Exception] = []
+        for maps in (1, 2, 3) if self.info.target == "map" else (1,):
+            batch = samples.make_batch(self.info, maps=maps)
+            try:
+                self.task(self.model()).prepare(batch, samples.generators(batch))
+            except Exception as error:  # a task need not look at the channels of its target
+                errors.append(error)
+            else:
+                return maps
+        first = errors[0]
+        said = f"prepare refuses what is made up for it: {first}"
+        expect(not isinstance(first, DataError), said, "pass info= and batch= that suit it")
+        raise first
 
     @property
     def labelled(self) -> tuple[str, ...]:

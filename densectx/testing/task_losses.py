@@ -151,9 +151,9 @@ def unlabelled_samples_count_nothing(case: TaskCase) -> None:
 
 def unlabelled_pixels_pull_nowhere(case: TaskCase) -> None:
     """The gradient at unlabelled pixels of the output is zero."""
-    if not case.labelled or case.given_batch is not None:
+    if not case.labelled:
         return
-    model, batch = case.model(), case.batch()
+    model, batch = case.model(), samples.without_corner(case.batch(), case.info)
     x, target = case.prepared(model, batch)
     output = case.output(model, x).detach().requires_grad_()
     torch.autograd.backward(case.value(model, case.task(model).loss(output, target)))
@@ -164,7 +164,7 @@ def unlabelled_pixels_pull_nowhere(case: TaskCase) -> None:
         "put where() before a penalty of NaN",
     )
     scale = gradient.shape[-2] // batch["image"].shape[-2] or 1
-    top, left = samples.CORNER[0] * scale, samples.CORNER[1] * scale
+    top, left = (side * scale for side in samples.corner(batch))
     expect(
         not gradient[0, :, :top, :left].any(),
         "unlabelled pixels of the output have a gradient",

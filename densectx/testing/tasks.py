@@ -107,7 +107,8 @@ def check_task(
         info: its source; default the first of several usual ones that it accepts (classes and masks, a map, labels,
             another picture, enlarged, gray).
         batch: collated samples of that source, at least two, for tasks that made-up ones do not suit; default four
-            of 24 x 20 with random pictures, masks and targets (maps and pictures in 0..1), a corner unlabelled.
+            of 24 x 20 with random pictures, masks and targets (pictures, and maps of 1 to 3 channels, in 0..1), a
+            corner unlabelled.
         options: run-time options for ``predict`` that have no default, ``{"sigma": 25.0}``.
         model: replaces keys of the small model's config, ``{"projection": {"channels": 8}}``.
         expected_failed_checks: {check: reason} that may fail; one that passes all the same is told.

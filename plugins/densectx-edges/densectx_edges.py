@@ -27,6 +27,8 @@ def split(target: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 class BalancedBCE(Loss, Countable):
     """Cross-entropy in which boundary and other pixels of an image weigh the same (Xie & Tu 2015, equation 2)."""
 
+    takes = ("labels",)
+
     def __init__(self, threshold: float) -> None:
         super().__init__()
         self.threshold = threshold
@@ -115,7 +117,7 @@ class Edges(Task, Counting):
             raise ConfigError(f"edges: threshold {threshold} is not in (0, 1].")
         self.threshold = threshold
         self.head = HEADS.build(head, "head", features=features, in_channels=info.channels, out_channels=1, scale=1)
-        self.criterion = Criterion(loss, threshold=threshold)
+        self.criterion = Criterion(loss, form="labels", threshold=threshold)
         self.metrics = BoundaryMetrics()
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:

@@ -38,6 +38,8 @@ class HeatmapFocal(Loss):
         beta: how fast pixels near a peak do.
     """
 
+    takes = ("labels",)
+
     def __init__(self, alpha: float = 2.0, beta: float = 4.0) -> None:
         super().__init__()
         if alpha < 0 or beta < 0:
@@ -185,7 +187,7 @@ class Keypoints(Task):
         self.kinds = kinds
         self.convention = f"within {distance:g} pixels, pooled over all points"
         self.head = HEADS.build(head, "head", features=features, in_channels=info.channels, out_channels=kinds, scale=1)
-        self.criterion = Criterion(loss)
+        self.criterion = Criterion(loss, form="labels")
         self.metrics = KeypointMetrics(radius, threshold, distance)
 
     def prepare(self, batch: Sample, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Target]:

@@ -58,6 +58,6 @@ def test_one_rank_becomes_two_and_two_become_one(experiment, alone, fit, capsys,
 def test_ranks_that_do_not_see_the_same_run_are_refused(experiment, fit):
     """A shared file system may show a new file late: then a rank would start afresh beside one that goes on."""
     stopped(experiment, "undisturbed", "unseen")
-    late = "import densectx.training\nif number == 1: densectx.training.newest = lambda *given: None"
+    late = "import densectx.training\nif number == 1: densectx.training.newest_run = lambda *given: None"
     said = fit(2, "unseen", "--resume", "auto", first=late, expected=[7, 7])
     assert "rank 1 goes on from step 0, rank 0 from step 12" in said

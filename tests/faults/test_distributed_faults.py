@@ -10,11 +10,17 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from densectx.resilience.replicas import checksum
+from densectx.data.fingerprint import Listing, fingerprint
+from densectx.module import DenseModule
+from densectx.resilience import heartbeat, replicas
+from densectx.resilience.replicas import Replicas, checksum, expect_data
 
 pytestmark = pytest.mark.xdist_group("processes")  # one at a time: they measure how long things take
 
@@ -178,6 +184,24 @@ def test_a_rank_that_is_gone_or_stopped_is_named(start, folder, record_property)
         record_property("evidence", f"{name}: the other ended after {seconds:.1f} s: {said[0]}")
 
 
+def test_a_rank_of_another_host_whose_clock_is_off_is_not_silent(tmp_path, monkeypatch):
+    clocks = {"here": 50.0, "there": 9000.0}
+    monkeypatch.setattr(heartbeat, "socket", SimpleNamespace(gethostname=lambda: host))
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: clocks[host]))
+    beats, found = {}, []
+    for host in clocks:
+        beats[host] = heartbeat.Heartbeat(tmp_path / "beats", len(beats), 5.0)
+    for seconds in (0, 5, 5, 17):
+        clocks = {name: clock + seconds for name, clock in clocks.items()}
+        host = "there"
+        if seconds < 17:
+            beats[host].beat(3, "training batch")
+        host = "here"
+        said = beats[host].others()[1]
+        found.append((said["ago"], heartbeat.condition(said)))
+    assert found == [(0, "alive"), (0, "alive"), (0, "alive"), (17, "silent")]
+
+
 @pytest.mark.slow
 @pytest.mark.fault("D01")
 @pytest.mark.fault("D06")
@@ -271,6 +295,43 @@ def test_a_checksum_sees_a_bit_and_an_exchange():
     assert checksum(a) != checksum(b)
     assert checksum(a) != checksum(a.flip(0))
     assert checksum(torch.tensor([0.0])) != checksum(torch.tensor([-0.0])), "bits, not numbers"
+
+
+class Widest(TorchDispatchMode):
+    """Keeps the largest number of elements of any int64 result."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.int64:
+            self.most = max(self.most, result.numel())
+        return result
+
+
+def test_a_checksum_takes_little_memory(monkeypatch):
+    monkeypatch.setattr(replicas, "_CHUNK", 8)
+    weights = torch.randn(5, 7)
+    with Widest() as seen:
+        own = checksum(weights)
+    bits = weights.flatten().view(torch.int32).to(torch.int64)
+    assert own == sum((2 * place + 3) * number for place, number in enumerate(bits.tolist()))
+    assert seen.most <= 8
+    assert checksum(torch.empty(0)) == 0
+
+
+def test_the_listing_that_a_start_made_is_what_ranks_compare(monkeypatch):
+    def gather(found, own):
+        seen.append(own["data"])
+        found[:] = [own, own]
+
+    seen, listed = [], {"a train": Listing(3, {})}
+    callback = Replicas()
+    trainer = SimpleNamespace(world_size=2, callbacks=[callback], datamodule=None)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    expect_data(trainer, listed)
+    callback.setup(trainer, Mock(spec=DenseModule, config={}), "fit")
+    assert seen == [fingerprint(listed)]
 
 
 @pytest.mark.fault("D15")

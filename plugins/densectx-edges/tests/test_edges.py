@@ -188,6 +188,7 @@ def test_draw(model, channels):
         ({}, SourceInfo(keys=("image", "target"), target="image"), "no map of boundaries"),
         ({}, SourceInfo(keys=("image", "target"), target="image", scale=2), "no map of boundaries"),
         ({"threshold": 0}, BSDS500, "threshold 0"),
+        ({"loss": "l1"}, BSDS500, "'l1' is for numbers, but the target of this task is labels"),
     ],
 )
 def test_refused(options, info, part):
@@ -221,7 +222,7 @@ def test_learns_the_outlines_of_discs(model, photos):
 
 def test_keeps_the_contracts():
     check_task("edges")
-    check_loss("balanced_bce", runtime={"threshold": 0.3}, channels=1, target="labels")
+    check_loss("balanced_bce", runtime={"threshold": 0.3}, channels=1)
 
 
 # training -------------------------------------------------------------------------------------------------------------

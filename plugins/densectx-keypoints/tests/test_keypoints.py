@@ -203,7 +203,7 @@ def test_its_parts_keep_the_contract(keypoints):
     data = keypoints.Shapes(split="train", size=32, length=4)
     batch = {key: torch.stack([sample[key] for sample in data]) for key in ("image", "target", "gray")}
     check_task("keypoints", info=data.info, batch=batch | {"key": torch.tensor([[0, i] for i in range(4)])})
-    check_loss("heatmap_focal", target="labels")
+    check_loss("heatmap_focal")
     check_dataset({"name": "shapes", "size": 32, "length": 6})
 
 
@@ -222,7 +222,12 @@ def test_draw_and_predict():
 
 @pytest.mark.parametrize(
     ("options", "info", "part"),
-    [({}, SourceInfo(), "no heat maps"), ({"threshold": 0}, HEAT, "threshold 0"), ({"kinds": 0}, HEAT, "kinds 0")],
+    [
+        ({}, SourceInfo(), "no heat maps"),
+        ({"threshold": 0}, HEAT, "threshold 0"),
+        ({"kinds": 0}, HEAT, "kinds 0"),
+        ({"loss": "l1"}, HEAT, "'l1' is for numbers, but the target of this task is labels"),
+    ],
 )
 def test_refused(options, info, part):
     with pytest.raises(ConfigError, match=part):
