@@ -43,6 +43,6 @@ def _check_tasks(composed: Composed, sources: Mapping[str, Any]) -> None:
     tasks = model.get("tasks") if isinstance(model, Mapping) else None
     for key, spec in tasks.items() if isinstance(tasks, Mapping) else ():
         source = spec.get("source") if isinstance(spec, Mapping) else None
-        if source is not None and source not in sources:
+        if source is not None and str(source) not in sources:
             where = f"model.tasks.{key}.source"
             raise ConfigError(f"{unknown('source', str(source), sources)} ({composed.where(where)})", where)

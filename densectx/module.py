@@ -72,6 +72,9 @@ class DenseModule(pl.LightningModule):
         config: of the whole experiment, kept in checkpoints.
     """
 
+    moves_windows = True
+    """Of :class:`densectx.data.module.DataModule`: batches of a window of accumulation are moved to the device here."""
+
     def __init__(
         self,
         model: DenseModel,
@@ -225,9 +228,12 @@ class DenseModule(pl.LightningModule):
         """Count a batch in the metrics and losses of its tasks; returns the answers, for callbacks that draw them."""
         prepared = self._prepare(batch)
         outputs = self._run(prepared.inputs, prepared.surround)
-        # what a loss makes once and keeps must serve training too, which Lightning's inference mode would forbid
+        # what a loss makes once and keeps must serve training too, which Lightning's inference mode would forbid; on
+        # copies, since one that writes into its arguments would change what is measured
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            self._evaluated.add(self._losses(outputs, prepared), self.device)
+            targets = {key: {name: value.clone() for name, value in t.items()} for key, t in prepared.targets.items()}
+            copies = {key: output.clone() for key, output in outputs.items()}
+            self._evaluated.add(self._losses(copies, prepared._replace(targets=targets)), self.device)
         answers = self._answers(outputs, prepared)
         for key, (prediction, x, target) in answers.items():
             self.model.task(key).update(prediction, x, target)

@@ -8,12 +8,12 @@ from typing import Any, Final, final
 
 import torch
 from pytorch_lightning import strategies
-from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, StrategyRegistry
 from pytorch_lightning.strategies.xla import XLAStrategy
 from torch.distributed import is_torchelastic_launched
 
 from densectx.classpaths import named
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, unknown
 from densectx.resilience.timeouts import collective_timeout
 
 _DDP: Final[Mapping[str, dict[str, Any]]] = {
@@ -65,7 +65,7 @@ def ddp_options(trainer: Mapping[str, Any]) -> dict[str, Any] | None:
     """Options of DDP where the config or, where it leaves that open, the number of processes asks for it; else None."""
     strategy, devices = trainer.get("strategy") or "auto", trainer.get("devices") or "auto"
     if strategy != "auto":
-        return _DDP.get(str(strategy))
+        return _DDP.get(str(strategy).lower())
     if "," in str(devices) and not isinstance(devices, list):
         devices = [name for name in str(devices).split(",") if name.strip()]
     here = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 0
@@ -86,7 +86,7 @@ def check_strategy(strategy: Any, allowed: Collection[str]) -> None:
         ConfigError: such a strategy; it is named, and what to take instead.
     """
     name = strategy.get("class_path") if isinstance(strategy, Mapping) else strategy or "auto"
-    if "spawn" in str(strategy) or "fork" in str(strategy) or name == "ddp_notebook":
+    if any(word in str(strategy) for word in ("spawn", "fork", "ddp_notebook")):
         raise ConfigError(
             f"{strategy!r} would copy a run that has begun into other processes; take ddp, which starts them anew.",
             _KEY,
@@ -96,7 +96,9 @@ def check_strategy(strategy: Any, allowed: Collection[str]) -> None:
         whole = isinstance(cls, type) and issubclass(cls, DDPStrategy | SingleDeviceStrategy)
         fine = cls is None or (whole and not issubclass(cls, DeepSpeedStrategy | XLAStrategy))
     else:
-        fine = name in _NAMES
+        fine = str(name).lower() in _NAMES
+        if not fine and name not in StrategyRegistry:
+            raise ConfigError(unknown("strategy", str(name), _NAMES), _KEY)
     if not fine:
         raise ConfigError(
             f"{name!r} is not possible: every process holds all weights here, which are compared between processes and"

@@ -122,7 +122,9 @@ def main(command: str, argv: Sequence[str]) -> int:
                 (folder / MARK).unlink(missing_ok=True)
                 record(folder, trainer.strategy.root_device, trainer.world_size)
             rank_zero_info(f"Run folder: {folder}")
-            lacking = _lacking("val", (one.samples for key, one in listed.items() if key.endswith(" val")))
+            counts = [one.samples for key, one in listed.items() if key.endswith(" val")]
+            # a split that cannot be listed is not in there, and says so itself when it is read
+            lacking = _lacking("val", counts) if len(counts) == len(data.datasets["val"]) else ""
             for said in (
                 lag(config),
                 ends_early(config),

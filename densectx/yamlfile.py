@@ -182,7 +182,7 @@ class _Builder:
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
         inherited: dict[str, Any] | None = None
         own: dict[str, Any] = {}
-        if node.flow_style and len(node.value) == 1 and node.value[0][1].value == "":
+        if node.flow_style and len(node.value) == 1 and node.value[0][1].value == "" and not node.value[0][1].style:
             shown = f"{{{node.value[0][0].value}}}"
             if PLACEHOLDER.match(shown):
                 raise self._error(node, f'{shown} is a mapping here; {_QUOTE}: "{shown}"')

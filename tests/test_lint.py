@@ -216,6 +216,7 @@ def test_flags_that_cannot_be_merged(tmp_path, capsys, arguments, part):
             ["--model.tasks.seg", "{name: segmentation, source: scene}"],
             "seg.source: unknown source 'scene'; did you mean 'scenes'? Known: scenes. (flag)",
         ),
+        (["--model.tasks.seg", "{name: segmentation, source: [scenes]}"], "seg.source: unknown source \"['scenes']\""),
         (["--model.optimiser.class_path", "Adam"], "'model.optimiser' (flag); did you mean 'optimizer'?"),
         (["-c", "{more}"], "more.yaml); did you mean 'trainer'?"),
     ],

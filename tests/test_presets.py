@@ -327,6 +327,7 @@ def test_masks_of_other_ids_than_those_of_a_preset(tmp_path):
     assert data["train"][0]["mask"][0].tolist() == [0, 255, 255] * 2
     with pytest.raises(ConfigError, match=r"masks: '{subset}/train_ids' takes the place of '{subset}/semantic'"):
         build("image_mask", tmp_path, "kitti", masks="{subset}/train_ids")
+    build("image_mask", tmp_path, "kitti", masks="./{subset}/semantic/")  # its own
 
 
 def test_kitti(tmp_path):

@@ -636,6 +636,7 @@ ONE_CYCLE = (
         (["--trainer.use_distributed_sampler=true"], "trainer.use_distributed_sampler: the data's own sampler"),
         (["--trainer.strategy=ddp_spawn", "--trainer.devices=2"], "trainer.strategy: 'ddp_spawn' would copy a run"),
         (["--trainer.strategy=fsdp"], "trainer.strategy: 'fsdp' is not possible: every process holds all weights"),
+        (["--trainer.strategy=dpp"], "trainer.strategy: unknown strategy 'dpp'; did you mean 'ddp'?"),
         (["--trainer.strategy={class_path: ModelParallelStrategy}"], "'ModelParallelStrategy' is not possible"),
         (["--trainer.strategy={class_path: pytorch_lightning.strategies.DeepSpeedStrategy}"], "is not possible"),
         (["--trainer.strategy={class_path: pytorch_lightning.strategies.DDPStrateg}"], "did you mean 'DDPStrategy'?"),

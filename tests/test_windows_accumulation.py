@@ -63,13 +63,28 @@ class Liar(Loss, Countable):
 
 
 class Keeping(Base):
-    """Makes a tensor when it is first used."""
+    """Makes a tensor when it is first used, and writes into what it is given."""
 
     unit = None
 
     def forward(self, output, target):
         self.unit = torch.ones_like(output[:1]) if self.unit is None else self.unit
+        target.nan_to_num_()
         return (output * self.unit - target).abs().sum(), torch.tensor(float(target.numel()))
+
+
+class Foreign(pl.LightningModule):
+    """A module of somebody else's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, index):
+        return self.weight * batch["s"]["image"].mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 DATASETS.register("test-uneven")(Uneven)
@@ -191,6 +206,9 @@ def test_a_batch_of_a_window_is_moved_once(monkeypatch):
     monkeypatch.setattr(pl.core.hooks.DataHooks, "transfer_batch_to_device", counted)
     fit(2, N, batches=6)
     assert len(moved) == 6
+    moved.clear()
+    fit(2, N, batches=6, module=Foreign())
+    assert len(moved) == 6, "a module that does not move windows gets moved batches"
 
 
 @pytest.mark.filterwarnings("ignore:.*self.trainer.*", "ignore:.*does not have many workers.*")

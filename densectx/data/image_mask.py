@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, final
 
 import torch
@@ -252,7 +252,7 @@ def _refuse_other_masks(preset: str | None, base: Mapping[str, Any], folder: str
         return
     own = base.get("suffixes", {}).get("masks")
     key, known, given = ("suffixes.masks", own, suffix) if own else ("masks", base["masks"], folder)
-    if given != known:
+    if PurePosixPath(given) != PurePosixPath(known):
         count, first = len(base["classes"]), base["classes"][0]
         raise ConfigError(
             f"{key}: {given!r} takes the place of {known!r}, whose ids preset {preset!r} turns into classes; say what"

@@ -254,7 +254,9 @@ class DataModule(pl.LightningDataModule):
         return self._progress[split]
 
     def _in_window(self, batch: Batch) -> bool:
-        loader = None if self.trainer is None else self.trainer.train_dataloader
+        if self.trainer is None or not getattr(self.trainer.lightning_module, "moves_windows", False):
+            return False  # somebody else's module
+        loader = self.trainer.train_dataloader
         place = loader.place if isinstance(loader, TrainLoader) else None
         return place is not None and any(one is batch for one in place.window)
 
