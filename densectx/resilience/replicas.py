@@ -141,7 +141,8 @@ class Replicas(pl.Callback):
 
 def expect_data(trainer: pl.Trainer, listed: Snapshot) -> None:
     """Let :class:`Replicas` compare a listing of the data that is there already: to make one takes long."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    callbacks: list[pl.Callback] = getattr(trainer, "callbacks", [])
+    for callback in callbacks:
         if isinstance(callback, Replicas) and trainer.world_size > 1:
             callback.data = fingerprint(listed)
 
