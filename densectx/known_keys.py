@@ -11,13 +11,12 @@ import pytorch_lightning as pl
 from densectx.arguments import TOP_LEVEL
 from densectx.config import Composed, check_keys
 from densectx.data.module import DATA_KEYS
+from densectx.model import MODEL_KEYS
 
-MODEL_KEYS: Final = ("backbone", "projection", "context", "tasks", "norm", "ablate")
-"""Keys of a config's ``model`` that say what the network is."""
 TRAINING_KEYS: Final = (
     "optimizer", "lr_scheduler", "balancing", "freeze", "cache_features", "param_groups", "channels_last", "compile",
 )  # fmt: skip
-"""Its other keys, which say how it is trained."""
+"""The keys of a config's ``model`` that say how it is trained; :data:`MODEL_KEYS` are the others."""
 
 
 def known_keys() -> dict[str, Collection[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias, cast, final
+from typing import Any, Final, TypeAlias, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from densectx.tasks.base import Options, Task
 from densectx.tasks.options import flat, grouped, repeated, resolved
 from densectx.types import Feature, SourceInfo
 
-_KEYS = ("backbone", "projection", "context", "tasks", "norm", "ablate")
+MODEL_KEYS: Final = ("backbone", "projection", "context", "tasks", "norm", "ablate")
+"""Keys of a config's ``model`` that say what the network is."""
 Pass: TypeAlias = tuple[int, str | None, int]
 Keep: TypeAlias = Callable[[Tensor, int, Callable[[Tensor], Tensor]], Tensor]
 """(trunk input, its surround, what computes the projected features of an input) -> those features, perhaps kept."""
@@ -90,8 +91,8 @@ class DenseModel(nn.Module):
             ConfigError: unknown keys, names or options, and combinations that cannot work.
         """
         for key in config:
-            if key not in _KEYS:
-                raise ConfigError(f"model: {unknown('key', key, _KEYS)}")
+            if key not in MODEL_KEYS:
+                raise ConfigError(f"model: {unknown('key', key, MODEL_KEYS)}")
         given = config.get("tasks") or {}
         if not isinstance(given, Mapping):
             raise ConfigError(f"expected tasks by their keys, as {{seg: segmentation}}, got {given!r}.", "model.tasks")

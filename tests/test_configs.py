@@ -15,13 +15,12 @@ from PIL import Image
 import densectx
 from densectx import cli
 from densectx.config import compose, load_yaml
-from densectx.model import DenseModel
+from densectx.model import MODEL_KEYS, DenseModel
 from densectx.precision import native_precision
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SMOKE = ROOT / "configs" / "overlays" / "smoke.yaml"
-MODEL_KEYS = ("backbone", "projection", "context", "tasks", "norm", "ablate")
 
 
 class Done(NamedTuple):

@@ -20,8 +20,8 @@ from densectx.inspection.effective import effective_field
 from densectx.inspection.report import Wishes, inspect
 from densectx.inspection.subject import Subject, subject_of
 from densectx.inspection.text import text_of
-from densectx.known_keys import MODEL_KEYS, TRAINING_KEYS
-from densectx.model import DenseModel
+from densectx.known_keys import TRAINING_KEYS
+from densectx.model import MODEL_KEYS, DenseModel
 from densectx.nn.context import Context, ContextModule
 from densectx.registry import CONTEXTS
 from densectx.types import SourceInfo

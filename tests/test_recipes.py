@@ -14,12 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import densectx
 from densectx import cli
 from densectx.config import compose, load_yaml
-from densectx.model import DenseModel
+from densectx.model import MODEL_KEYS, DenseModel
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs" / "recipes").glob("*.yaml"))
 SMOKE = ROOT / "configs" / "overlays" / "smoke.yaml"
-MODEL_KEYS = ("backbone", "projection", "context", "tasks", "norm", "ablate")
 ZOO = ("denoise_gray", "denoise_color", "sr_x2", "sr_x3", "sr_x4", "colorize", "camvid_small", "multitask")
 SIX = ("60079", "69007")
 

@@ -14,8 +14,8 @@ from densectx.config import Composed, compose
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError
 from densectx.inspection.shell import shell_of
-from densectx.known_keys import MODEL_KEYS, check_known_keys
-from densectx.model import DenseModel, without_weights
+from densectx.known_keys import check_known_keys
+from densectx.model import MODEL_KEYS, DenseModel, without_weights
 from densectx.model_names import Named, is_model_name, named
 from densectx.types import SourceInfo
 
