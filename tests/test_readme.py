@@ -13,6 +13,7 @@ from densectx.cli import COMMANDS
 from densectx.data.mosaic import SOURCES
 from densectx.losses import Criterion
 from densectx.registry import REGISTRIES
+from densectx.testing import check_head
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 ROOT = Path(__file__).parents[1]
@@ -39,10 +40,10 @@ def recipe():
 
 
 def test_recipes_train_together(recipe, tmp_path):
-    backbone, dataset, loss = (recipe(kind) for kind in ("backbones", "datasets", "losses"))
+    backbone, dataset, head, loss = (recipe(kind) for kind in ("backbones", "datasets", "heads", "losses"))
     data = densectx.DataModule({"s": {"name": dataset, "size": 16, "length": 4, "batch_size": 2}}, num_workers=0)
     tasks = {
-        "segmentation": {"name": "segmentation", "source": "s"},
+        "segmentation": {"name": "segmentation", "source": "s", "head": head},
         "denoising": {"name": "denoising", "source": "s", "loss": {"name": loss, "delta": 0.2}},
     }
     config = {"backbone": {"name": backbone, "width": 8}, "projection": {"channels": 8}, "tasks": tasks}
@@ -54,6 +55,10 @@ def test_recipes_train_together(recipe, tmp_path):
     trainer.fit(module, datamodule=data)
     assert {"val/segmentation/miou", "val/denoising/psnr"} <= set(trainer.validate(module, data, verbose=False)[0])
     assert model.predict(torch.rand(3, 13, 9))["segmentation"].shape == (2, 13, 9)
+
+
+def test_head_recipe_is_right(recipe):
+    check_head(recipe("heads"))
 
 
 def test_loss_recipe_equals_torch(recipe):
