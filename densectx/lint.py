@@ -8,8 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
-from densectx.data.base import Split
+from densectx.data.base import MissingSplitError, Split
 from densectx.data.causes import Expected
+from densectx.data.concat import Concat
 from densectx.data.findings import Problem, Surveys, problems, summarised
 from densectx.data.module import whole
 from densectx.data.presets import PRESETS
@@ -61,21 +62,23 @@ def survey(
 ) -> tuple[Surveys, dict[str, SourceInfo], dict[str, Expected]]:
     """Read every sample of every split: {source: {split: what was found}}, what each source is, and is said to be.
 
-    A split that cannot be listed has one error and no samples; a test split without a folder of its own is not asked
-    for until ``densectx test``, so it is left out.
+    A split that cannot be listed has one error and no samples; a test split that is not there at all is not asked for
+    until ``densectx test``, so it is left out.
     """
     options, data = data_of_config(files, flags, "lint looks at")
     surveys: Surveys = {name: {} for name in data.datasets["train"]}
     expected = {name: _expected(spec) for name, spec in options["sources"].items()}
     for split in get_args(Split):
         for name, dataset in data.datasets[split].items():
-            found = Survey()
+            found = Survey(skips=split == "train" and data.on_corrupt == "skip")
             try:
                 augment = data.augments[name] if split == "train" else None
                 for seen in look(dataset, augment, workers, expected[name]):
                     found.add(seen)
+                if isinstance(dataset, Concat):
+                    found.add_namesakes(dataset)
             except DataError as error:
-                if split == "test":
+                if split == "test" and isinstance(error, MissingSplitError):
                     continue
                 found.errors.append(str(error))
             surveys[name][split] = found

@@ -126,6 +126,7 @@ class DenseModel(nn.Module):
             used[source] = sources[source].to_config()
             runtime: dict[str, Any] = {"features": features, "in_channels": backbone.in_channels}
             tasks[key] = TASKS.build(spec, where, info=sources[source], **runtime)
+            _check_labels(tasks[key], source, sources, where)
         kinds = _kinds(tasks) if norm == "per_input" else {}
         inputs = list(dict.fromkeys(kinds.values()))
         exchanged = set_norm(backbone, norm, inputs)
@@ -242,8 +243,14 @@ class DenseModel(nn.Module):
             probabilities, restored sRGB (unclamped), colorized sRGB.
 
         Raises:
-            ConfigError: unknown task or option, a shape or type that no image has, an option that must be given.
+            ConfigError: unknown task or option, a shape or type that no image has, an option that must be given;
+                weights none of which is float32.
         """
+        if all(parameter.dtype != torch.float32 for parameter in self.parameters()):
+            raise ConfigError(
+                f"the model's weights are {next(self.parameters()).dtype}, and predict needs them in float32: call"
+                " model.float(), and for half precision predict inside torch.autocast(device, torch.bfloat16)."
+            )
         keys = self._keys(tasks)
         wanted = grouped(self.resolve(image, keys, options))
         batch, device = as_batch(image), next(self.parameters()).device
@@ -342,6 +349,18 @@ def without_weights(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(backbone, Mapping):
         return dict(config)
     return {**config, "backbone": {k: v for k, v in backbone.items() if k not in ("weights", "pretrained")}}
+
+
+def _check_labels(task: Task, source: str, sources: Mapping[str, SourceInfo], where: str) -> None:
+    """A task whose labels its source never delivers would be left out of every batch, without a word."""
+    needed = {key for key in ("mask", "target") if key in task.requires}
+    if lacking := sorted(needed - set(sources[source].keys)):
+        able = ", ".join(name for name, info in sources.items() if needed <= set(info.keys))
+        raise ConfigError(
+            f"samples of source {source!r} have no {' and no '.join(lacking)}, which the task learns from; name a"
+            f" source whose samples do{f' ({able})' if able else ''}.",
+            f"{where}.source",
+        )
 
 
 def _check_levels(pyramid: Any, backbone: Backbone) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from densectx.data.base import Dataset, FromFiles, Split
+from densectx.data.base import Dataset, FromFiles, MissingSplitError, Split
 from densectx.data.module import RESERVED, whole
 from densectx.data.shards_output import FORMAT, SUMMARY, is_there, write_all
 from densectx.data_of_config import data_of_config
@@ -96,7 +96,7 @@ def _bytes(text: str) -> int:
 def _sources(
     files: Sequence[str], flags: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, dict[str, Dataset]], dict[str, Any]]:
-    """The splits of each source that have samples, and its options; a test split that cannot be listed is left out."""
+    """The splits of each source that have samples, and its options; a test split that is not there is left out."""
     options, data = data_of_config(files, flags, "shard writes")
     found: dict[str, dict[str, Dataset]] = {name: {} for name in data.datasets["train"]}
     for name in found:
@@ -107,7 +107,7 @@ def _sources(
             try:
                 if len(dataset):
                     found[name][split] = dataset
-            except DataError:
+            except MissingSplitError:
                 if split != "test":
                     raise
     for name, splits in found.items():

@@ -43,6 +43,7 @@ from densectx.report.environment import record
 from densectx.resilience.failures import explained
 from densectx.resilience.lock import NAME as LOCK
 from densectx.resilience.lock import locked
+from densectx.resilience.open_files import allow_open_files
 from densectx.resilience.preemption import MARK, Preempted
 from densectx.resilience.replicas import expect_data
 from densectx.resilience.watchdog import expect_ranks, trained
@@ -106,6 +107,7 @@ def main(command: str, argv: Sequence[str]) -> int:
     source = options.get("--resume") if command == "fit" else options.get("--ckpt_path")
     data: DataModule | None = None
     held = ExitStack()
+    allow_open_files()
     try:
         if command == "fit":
             held.enter_context(locked(folder))

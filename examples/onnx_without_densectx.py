@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -23,8 +22,9 @@ for (key, task), answer in zip(about["tasks"].items(), session.run(list(about["t
         drawn = Image.fromarray(answer[0].argmax(0).astype(np.uint8))
         drawn.putpalette(np.array(task["palette"], np.uint8).tobytes())
     elif task["output"] in ("restored", "image") and answer.shape[1] in (1, 3):
-        drawn = Image.fromarray(np.uint8(np.rint(answer[0].clip(0, 1) * 255)).transpose(1, 2, 0).squeeze())
+        levels = np.uint8(np.rint(answer[0].clip(0, 1) * 255))
+        drawn = Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0))
     else:  # probabilities of labels, values in their units
-        np.save(Path(folder) / f"{key}.npy", answer[0])
+        np.save(f"{folder}/{key}.npy", answer[0])
         continue
-    drawn.save(Path(folder) / f"{key}.png")
+    drawn.save(f"{folder}/{key}.png")

@@ -336,8 +336,12 @@ def test_what_the_states_belong_to_cannot_change(fit, capsys, change):
 
 def test_balancing_may_be_watched_from_a_resume_on(fit):
     run = fit("run")
-    more = ["--model.balancing={name: fixed, watch: true}", "--trainer.max_steps=6"]
+    more = ["--model.balancing={name: fixed, watch: true}", "--trainer.max_steps=6", "--trainer.log_every_n_steps=1"]
     fit("run", "--resume", str(run), *more, "--allow-changed=model.balancing", "--allow-changed=trainer")
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cosines = [float(row["balance/cos/segmentation/denoising"] or "nan") for row in rows]
+    assert any(abs(cosine) <= 1 + 1e-6 for cosine in cosines)
 
 
 def test_a_misspelt_metric_to_monitor_is_refused_before_the_first_step(fit, tmp_path, capsys):

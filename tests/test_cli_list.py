@@ -6,9 +6,9 @@ import errno
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -170,12 +170,11 @@ def test_a_full_disk_is_no_bug(run, monkeypatch):
 
 
 def test_list_is_fast():
-    seconds = []
-    for _ in range(3):  # the machine may be busy for a moment
-        start = time.monotonic()
-        subprocess.run([sys.executable, "-m", "densectx", "list"], check=True, capture_output=True)
-        seconds.append(time.monotonic() - start)
-    assert min(seconds) < 1
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "densectx", "list"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # of the processor: how long it takes depends on what else the machine does
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 1
 
 
 def test_list_is_aligned_and_complete(run):
@@ -238,20 +237,19 @@ def test_what_is_made_for_another_version_is_listed_and_refused(run, distribute,
 
 
 @pytest.mark.fault("P10")
-def test_a_slow_import_is_only_waited_for_when_used(run, distribute):
-    folder = distribute("plug-slow", {"tasks": {"slow": "Task"}}, "import time\ntime.sleep(5)\nclass Task: ...")
+def test_a_slow_import_is_only_waited_for_when_used(run, distribute, tmp_path):
+    marker = tmp_path / "imported"
+    source = f"from pathlib import Path\nPath({str(marker)!r}).touch()\nclass Task: ..."
+    folder = distribute("plug-slow", {"tasks": {"slow": "Task"}}, source)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     for arguments in (["--help"], ["list"], ["list", "tasks", "--json"], ["show", "contexts", "--help"]):
-        seconds = []
-        for _ in range(3):  # the machine may be busy for a moment
-            start = time.monotonic()
-            command = [sys.executable, "-m", "densectx", *arguments]
-            subprocess.run(command, check=True, capture_output=True, env=environment)
-            seconds.append(time.monotonic() - start)
-            if seconds[-1] < 1:
-                break
-        assert min(seconds) < 4, (arguments, seconds)  # the sleep alone is 5
+        command = [sys.executable, "-m", "densectx", *arguments]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        assert not marker.exists(), arguments
     assert "plug-slow" in run("list", "tasks")[1]
+    assert not marker.exists()
+    run("show", "tasks", "slow")
+    assert marker.exists()
 
 
 def test_a_check_runs_nothing_of_the_working_directory(run, distribute, tmp_path, monkeypatch):

@@ -444,6 +444,24 @@ def test_logits_of_cells_are_the_mean_of_logits_of_pixels():
         assert torch.allclose(chroma.logits(output), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("target", ["regression", "bins"])
+@pytest.mark.parametrize("border", [1, 2, 4, 7])
+def test_cells_begin_inside_surroundings(border, target):
+    """Whatever is around an interior, even one that is no multiple of cells, its loss is that of itself alone."""
+    task = build(target=target).task("t")
+    image = torch.rand(2, 3, 10, 13)
+    _, alone = task.prepare(batch(image), [])
+    around = (border,) * 4
+    valid = F.pad(torch.ones(2, 10, 13, dtype=torch.bool), around)
+    samples = {**batch(F.pad(image, around, mode="reflect")), "valid": valid}
+    _, inside = task.prepare({**samples, "surround": torch.tensor([border] * 2)}, [])
+    output = torch.randn(2, task.chroma.channels, 10, 13)
+    expected, found = task.loss(output, alone), task.loss(F.pad(output, around, value=9.0), inside)
+    assert {k: torch.stack(v).tolist() for k, v in found.items()} == {
+        k: pytest.approx(torch.stack(v).tolist()) for k, v in expected.items()
+    }
+
+
 def test_a_certain_network_answers_with_the_colour_of_its_bin():
     model = build(target="bins", width=8)
     classifier = model.task("t").chroma.classifier

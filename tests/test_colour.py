@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from densectx.nn.colour import as_rgb, rgb_to_ycbcr, ycbcr_to_rgb
+from densectx.nn.colour import as_rgb, grey, rgb_to_ycbcr, ycbcr_to_rgb
 
 
 def test_ycbcr_is_that_of_jpeg_and_undone_outside_of_the_range_too():
@@ -16,6 +16,7 @@ def test_ycbcr_is_that_of_jpeg_and_undone_outside_of_the_range_too():
     assert (ours - jpeg).abs().max() <= 1, "Pillow rounds"
     wild = torch.randn(2, 3, 5, 7, dtype=torch.float64) * 3
     assert torch.allclose(ycbcr_to_rgb(rgb_to_ycbcr(wild)), wild, atol=1e-12)
+    assert torch.equal(rgb_to_ycbcr(wild)[:, :1], grey(wild))
 
 
 @pytest.mark.parametrize(("channels", "taken"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])

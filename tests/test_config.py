@@ -344,9 +344,9 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9
     ids=range(30),
 )
 def test_refused_files(write, text, parts):
-    start = time.monotonic()
+    start = time.process_time()
     refused(lambda: load_yaml(write(text)), "A.yaml", *parts)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.fault("C10")

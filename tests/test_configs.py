@@ -359,7 +359,6 @@ def test_a_value_that_a_part_refuses_names_where_it_comes_from(fit, flag, origin
         ("model: {tasks: {segmentation: {loss: {class_weights: [1, 2, 3]}}}}", ["class_weights", "3", "11"]),
         ("data: {sources: {x: {name: folder, root: x}}}\nmodel: {tasks: {segmentation: {source: x}}}", ["no masks"]),
         ("data: {sources: {x: {name: folder, root: x, channels: 1}}}\n" + COLOUR, ["model.tasks.colour", "1 channel"]),
-        ("data: {sources: {camvid: {augment: {crop: 400}}}}", ["crop", "360", "400"]),
         ("data: {sources: {mosaic: {augment: {crop: 64}}}}", ["crop", "48", "64"]),
         ("model: {backbone: {name: timm, model: vgg16}}", ["vgg16", "dilated_vgg16"]),
         ("model: {backbone: {name: timm, model: swin_tiny_patch4_window7_224}}", ["swin_tiny", "ResNet"]),

@@ -95,6 +95,20 @@ def test_the_stack_is_the_one_of_table_1():
     assert torch.allclose(module(x), y, atol=1e-12)
 
 
+def test_without_options_it_is_the_basic_one():
+    for ours, basic in zip(ContextModule(3).layers, build("basic", 3).layers, strict=True):
+        assert repr(ours) == repr(basic)
+
+
+def test_random_starts_as_he_et_al_say():
+    torch.manual_seed(0)
+    for layer in ContextModule(64, (1, 2), init="random").layers:
+        if isinstance(layer, torch.nn.Conv2d):
+            fan_in = layer.weight[0].numel()
+            assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.05)
+            assert not layer.bias.any()
+
+
 def test_padding_once_and_each_differ_only_near_the_border():
     torch.manual_seed(0)
     each = build("basic", 2, init_noise=0.3).double()
@@ -136,9 +150,16 @@ def test_aspp_is_finite_without_pooling_and_says_so():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"dilations": []}, {"widths": [1, 2]}, {"dilations": [0]}, {"padding": "both"}, {"init_noise": math.nan}],
+    ("options", "message"),
+    [
+        ({"dilations": []}, r"dilations \(\) and widths \(\) must be"),
+        ({"widths": [1, 2]}, "equally many positive"),
+        ({"dilations": [0]}, "equally many positive"),
+        ({"padding": "both"}, "padding 'both' is not 'each' or 'once'"),
+        ({"init": "he"}, "init 'he' is not 'identity' or 'random'"),
+        ({"init_noise": math.nan}, "init_noise nan is negative or no finite number"),
+    ],
 )
-def test_impossible_options_are_refused(options):
-    with pytest.raises(ConfigError):
-        build("basic", 2, **options)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ContextModule(2, **options)

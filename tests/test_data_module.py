@@ -1,6 +1,8 @@
 """Streams, collation and loaders: what is trained on when, and that everything is evaluated once."""
 
+import errno
 import os
+import resource
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -23,8 +25,9 @@ from densectx.data.items import Items
 from densectx.data.module import DataModule
 from densectx.data.streams import EvalSampler, StepSampler
 from densectx.data.transforms import Augment
-from densectx.errors import ConfigError, DataError
+from densectx.errors import ConfigError, DataError, MemoryLimitError
 from densectx.registry import DATASETS
+from densectx.resilience.failures import explained
 from densectx.types import SourceInfo
 
 # -- streams
@@ -755,3 +758,41 @@ def test_what_is_read_as_numbers_stays_on_the_cpu():
     assert places["key"] == "cpu"
     assert moved["mosaic"].keys() == batch["mosaic"].keys()
     assert moved["mosaic"]["key"].tolist() == batch["mosaic"]["key"].tolist()
+
+
+@pytest.fixture
+def few_files():
+    """Far fewer open files than a window of gradient accumulation has tensors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 60, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="where open files are not listed")
+def test_a_window_of_many_batches_does_not_run_out_of_open_files(few_files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(
+        "model:\n  backbone: {name: plain, width: 4, depth: 1}\n  projection: {channels: 4}\n  context: null\n"
+        "  tasks: {denoising: {name: denoising, source: a, sigma: 25}}\n"
+        "  optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.001}}\n"
+        "data: {sources: {a: {name: mosaic, size: 16, batch_size: 1}}, num_workers: 1}\n"
+        "trainer: {max_steps: 1, accelerator: cpu, accumulate_grad_batches: 64, limit_val_batches: 0, logger: false,"
+        " enable_checkpointing: false, enable_progress_bar: false, enable_model_summary: false}\n"
+    )
+    assert cli.main(["fit", "-c", "c.yaml", "--no-report"]) == 0
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] in (few_files, 65536)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("received 0 items of ancdata"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError("Caught OSError in DataLoader worker process 0.\nOSError: [Errno 24] Too many open files"),
+    ],
+)
+def test_too_many_open_files_are_explained(error):
+    known = explained(error, None)
+    assert isinstance(known, MemoryLimitError)
+    assert all(part in str(known) for part in ("ulimit", "trainer.accumulate_grad_batches", "data.num_workers: 0"))

@@ -21,6 +21,7 @@ from densectx.data.fields import Fields
 from densectx.data.files import Files
 from densectx.data.folder import Folder
 from densectx.data.image_mask import ImageMask
+from densectx.data.paired import Paired
 from densectx.data.remap import ClassMasks
 from densectx.errors import ConfigError, DataError
 from densectx.palette import voc_palette
@@ -53,9 +54,9 @@ def test_many_files_are_listed_in_no_time(tmp_path):
         folder.mkdir(parents=True)
         for name in range(1000):
             (folder / f"{name}.png").touch()
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(Folder(str(tmp_path), split="train")) == 4_000
-    assert time.perf_counter() - started < 10  # a tenth of a second where nothing else runs
+    assert time.process_time() - started < 2  # a tenth of a second
 
 
 @pytest.mark.fault("I24")
@@ -222,6 +223,87 @@ def test_lists_name_stems_or_paths(pairs):
         len(ImageMask(str(pairs), split="train", lists="{subset}.txt", **LAYOUT))
     with pytest.raises(DataError, match=r"val.txt: the list of images cannot be read"):
         len(ImageMask(str(pairs), split="val", lists="{subset}.txt", **LAYOUT))
+
+
+@pytest.fixture
+def cities(tmp_path):
+    """Two folders of images that are numbered alike."""
+    for city in ("cityA", "cityB"):
+        for number in range(2):
+            write(tmp_path / f"images/train/{city}/{number}.png")
+            write(tmp_path / f"labels/train/{city}/{number}.png", mode="L", value=0)
+    write(tmp_path / "images/train/cityB/7.png")
+    write(tmp_path / "labels/train/cityB/7.png", mode="L", value=0)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("cityA/1.png", ["cityA/1"]),
+        ("images/train/cityA/1.jpg labels/train/cityA/1.png", ["cityA/1"]),
+        ("/elsewhere/cityA/1", ["cityA/1"]),
+        ("./cityA/1.png", ["cityA/1"]),
+        ("yA/1.png", []),
+        ("cityA/7.png", []),
+        ("1.png", ["cityA/1", "cityB/1"]),
+        ("7", ["cityB/7"]),
+    ],
+)
+def test_folders_in_a_list_count(cities, line, named):
+    (cities / "list.txt").write_text(line + "\n")
+    everything = ["cityA/0", "cityA/1", "cityB/0", "cityB/1", "cityB/7"]
+    options = {"split": "train", **LAYOUT}
+
+    def keys(dataset):
+        return [Path(name).relative_to(cities / "images/train").with_suffix("").as_posix() for name in names(dataset)]
+
+    kept = keys(ImageMask(str(cities), exclude="list.txt", **options))
+    assert kept == [key for key in everything if key not in named]
+    listed = ImageMask(str(cities), lists="list.txt", **options)
+    if len(named) == 1:
+        assert keys(listed) == named
+    else:
+        said = "is 2 times" if named else "is not"
+        with pytest.raises(DataError, match=rf"list.txt, line 1: '{line[:-4]}' {said} in .*images/train"):
+            len(listed)
+
+
+def test_the_longest_path_that_a_line_ends_in_is_meant(cities):
+    write(cities / "images/train/1.png")
+    write(cities / "labels/train/1.png", mode="L", value=0)
+    (cities / "list.txt").write_text("old/cityA/1.png\nold/cityC/1.png\n")
+    dataset = ImageMask(str(cities), split="train", lists="list.txt", **LAYOUT)
+    assert [Path(name).parent.name for name in names(dataset)] == ["train", "cityA"]
+
+
+@pytest.mark.parametrize("kind", ["masks", "targets", "paired"])
+def test_labels_are_found_by_every_link_to_them(tmp_path, kind):
+    for side in ("left", "right"):
+        write(tmp_path / f"images/train/{side}/0.png")
+    write(tmp_path / "labels/train/left/0.png", mode="L", value=0)
+    labels = tmp_path / "labels/train"
+    (labels / "right").symlink_to("left")
+    for loop, to in (("left/loop", ".."), ("left/up", labels / "right")):  # which lead back to where they are
+        (labels / loop).symlink_to(to)
+    if kind == "paired":
+        dataset = Paired(str(tmp_path), split="train", input="images/{subset}", target="labels/{subset}")
+    else:
+        options = {kind: "labels/{subset}", "classes": ["x"] if kind == "masks" else None}
+        dataset = ImageMask(str(tmp_path), split="train", images="images/{subset}", **options)
+    assert [Path(name).parent.name for name in names(dataset)] == ["left", "right"]
+    assert all(set(dataset[i]) & {"mask", "target"} for i in range(2))
+
+
+def test_masks_of_numbers_in_npy_files(pairs):
+    for stem in "ab":
+        (pairs / f"labels/train/{stem}.png").unlink()
+        np.save(pairs / f"labels/train/{stem}.npy", np.full((4, 6), 2, np.int32))
+    dataset = ImageMask(str(pairs), split="train", **LAYOUT)
+    assert [dataset[i]["mask"].unique().tolist() for i in range(3)] == [[2], [2], [2]]
+    coloured = ImageMask(str(pairs), split="train", colors=True, **LAYOUT)
+    with pytest.raises(DataError, match=r"a.jpg: no label file 'a' \(.bmp .jpeg .* .webp\) in .*labels/train"):
+        len(coloured)
 
 
 def test_missing_and_ambiguous_files(pairs):
@@ -482,6 +564,12 @@ def test_maps_are_checked(tmp_path):
     with pytest.raises(DataError, match=r"a.npy: 1 values are infinite; set 'invalid'"):
         depth(tmp_path)[0]
     assert depth(tmp_path, invalid=np.inf)[0]["target"].isnan().sum() == 2
+    np.save(path, np.array([[1e39, -1e39, 1e-30]]).repeat(4, 0).repeat(2, 1))
+    with pytest.raises(DataError, match=r"a.npy: 16 values are too large for float32 \(target_scale 1\); set"):
+        depth(tmp_path)[0]
+    assert depth(tmp_path, target_scale=0.01)[0]["target"].isfinite().all()
+    with pytest.raises(DataError, match=r"a.npy: 24 values are too large for float32"):
+        depth(tmp_path, target_scale=1e100)[0]
     np.save(path, RNG.random((3, 4, 6)))
     assert depth(tmp_path, target_channels=3)[0]["target"].shape == (3, 4, 6)
     with pytest.raises(DataError, match=r"a.npy: has shape \(3, 4, 6\); expected 1 channels"):
@@ -567,8 +655,8 @@ def test_camvid():
     assert [len(part) for part in parts] == [305, 62]
     assert not set(names(parts[0])) & set(names(parts[1]))
     sample = parts[1][0]
-    assert sample["image"].shape == (3, *train.info.size)
-    assert sample["mask"].shape == train.info.size
+    assert sample["image"].shape == (3, 360, 480)
+    assert sample["mask"].shape == (360, 480)
     table = [row for row in json.loads((root / "classes.json").read_text()) if not row["ignore"]]
     assert train.info.classes == tuple(row["name"] for row in table)
     assert train.info.palette == tuple(tuple(row["rgb"]) for row in table)

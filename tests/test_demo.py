@@ -20,14 +20,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 import densectx
 from densectx import cli
 from densectx.data.reader import read_image
 from densectx.demo import command, examples, jobs, server, store, wire
+from densectx.demo.answers import Answering
 from densectx.demo.build import Limits, build
 from densectx.demo.field import field_of
+from densectx.demo.uploads import Uploads
 from densectx.demo.wire import Refusal
+from densectx.inference.reading import Reading
 from densectx.inference.writers import Answer, image_png
 
 BYTES = {"Content-Type": "application/octet-stream"}
@@ -127,6 +131,24 @@ def test_answers_are_those_of_predict(port, every_output, picture, tmp_path):
             held = {"classes": torch.nn.functional.one_hot(value.argmax(0), 3).permute(2, 0, 1), "labels": value >= 0.5}
             areas = held[view["kind"]].double().mean((1, 2)).tolist()
             assert [row["share"] for row in view["classes"]] == pytest.approx(areas, rel=1e-12)
+
+
+def test_metrics_are_not_moved_to_the_device(every_output):
+    """They count in float64, which MPS does not have."""
+    model, step = densectx.load(every_output), lambda words, share: None
+    uploads = Uploads(Reading.of(model, list(model.tasks)), 10**6, 10**6)
+    moved = []
+
+    class Moves(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            moved.extend([args[0].dtype] if function is torch.Tensor.to else [])
+            return function(*args, **(kwargs or {}))
+
+    with Moves():
+        answering = Answering(model, torch.device("cpu"), uploads, store.Store())
+        answering(encoded(examples.landscape(16)), ["depth"], {}, step)
+    assert torch.float32 in moved
+    assert torch.float64 not in moved
 
 
 def test_options_are_estimated_where_none_is_given(port):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from densectx.cli import main
 from densectx.doctor.cluster import cluster
 from densectx.doctor.findings import worst
 from densectx.doctor.group import Place, joined
-from densectx.doctor.machine import disk, packages, shared_memory, threads
+from densectx.doctor.machine import disk, files, packages, shared_memory, threads
 from densectx.errors import DistributedError
 
 
@@ -95,6 +96,14 @@ def test_little_space_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     assert disk(tmp_path).level == "warning"
     assert [found.level for found in shared_memory(tmp_path)] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "level"), [((1024, 1 << 20), "ok"), ((1024, 2048), "warning"), ((1024, resource.RLIM_INFINITY), "ok")]
+)
+def test_few_open_files_are_a_warning(monkeypatch, limits, level):
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    assert files().level == level
 
 
 def test_two_processes_of_this_machine_meet(capsys, tmp_path, monkeypatch):

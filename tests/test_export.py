@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import re
 import resource
 import runpy
@@ -201,6 +202,14 @@ def test_safetensors_is_the_model(written):
     assert written("four tasks", torch_files.write_safetensors, ".safetensors") == 0
 
 
+@pytest.mark.parametrize("name", [name for name, parts in MODELS.items() if len(parts) < 3])
+def test_a_pickled_model_answers_as_before(name):
+    model, image = model_of(*MODELS[name]), torch.rand(1, 25, 30)
+    found = pickle.loads(pickle.dumps(model)).predict(image)
+    for key, value in model.predict(image).items():
+        assert torch.equal(found[key], value)
+
+
 @pytest.mark.slow
 def test_native_code_is_looked_after(tmp_path):
     model = model_of(denoising(sigma=[0, 50]))
@@ -349,6 +358,7 @@ def test_tasks_are_chosen(model, tmp_path, capsys):
         (["-f", "pt2", "-o", "{folder}/no/m.pt2"], "there is no folder"),
         (["-f", "aoti", "-o", "{out}"], "name it out.bin.pt2"),
         (["-f", "safetensors", "-o", "{out}"], "name it out.bin.safetensors"),
+        (["-f", "safetensors", "-o", "{out}", "--tasks", "denoising"], "leave --tasks away"),
     ],
 )
 def test_refusals(model, tmp_path, capsys, arguments, message):
@@ -412,7 +422,7 @@ def test_a_disk_that_refuses(model, tmp_path, capsys, kind):
         assert export(model, "-f", kind, "-o", tmp_path / f"m.{kind}") == 8
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "cannot be written" in capsys.readouterr().err
+    assert f"error: {tmp_path / f'm.{kind}'}: cannot be written: " in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -450,7 +460,21 @@ class Session:
         return SimpleNamespace(custom_metadata_map={"densectx": json.dumps(self.about)})
 
     def run(self, names, feed):
-        return [feed["image"], feed["image"][:, :1] * 80, feed["image"].repeat(2, 1)]
+        return [feed["image"], feed["image"][:, :1] * 80, feed["image"].repeat(2, 1)][: len(names)]
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (6, 1), (1, 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_example_takes_sides_of_one_pixel(tmp_path, monkeypatch, shape, channels):
+    session = Session("m.onnx")
+    session.about["image"]["channels"] = channels
+    session.about["tasks"] = {"same": session.about["tasks"]["same"]}
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=lambda path: session))
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)[: 2 + (channels > 1)], dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    monkeypatch.setattr(sys, "argv", ["x", "m.onnx", str(tmp_path / "a.png"), str(tmp_path)])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "same.png")), pixels)
 
 
 def test_the_example_keeps_numbers_and_refuses_what_it_would_cut_off(tmp_path, monkeypatch):

@@ -191,6 +191,27 @@ def test_shards_are_told_by_their_index(data):
     assert "a train: out/a/index.json has another content" in list(differences(old, take(datasets(a=spec), old)))
 
 
+def test_masks_that_are_given_to_other_images(data, tmp_path):
+    def snapshot(third, folder="data"):
+        rows = [f"images/train/{i}.png,masks/train/{mask}.bmp,train" for i, mask in ((0, 0), (1, 1), (2, third))]
+        (data.parent / folder / "m.csv").write_text("\n".join(["image,mask,split", *rows, "images/val/0.png,,val"]))
+        return take(datasets(a={"name": "manifest", "file": f"{folder}/m.csv", "classes": ["x", "y"]}))
+
+    old, new = snapshot(0), snapshot(1)
+    message = "a train: files that several samples have, such as a mask, are now those of other samples"
+    assert list(differences(old, new)) == [message]
+    assert fingerprint.fingerprint(old) != fingerprint.fingerprint(new)
+    shutil.copytree(data, tmp_path / "copy")
+    assert list(differences(old, snapshot(0, "copy"))) == []
+    write(tmp_path, old)
+    assert fingerprint.read(tmp_path) == old
+    record = json.loads((tmp_path / "data.json").read_text())
+    for split in record["splits"].values():
+        del split["uses"]  # as records were written before
+    (tmp_path / "data.json").write_text(json.dumps(record))
+    assert list(differences(fingerprint.read(tmp_path), new)) == []
+
+
 def test_a_record_that_is_missing_or_damaged(data, tmp_path):
     listed, said = compare(tmp_path, datasets())
     assert "has no data.json" in said

@@ -115,6 +115,78 @@ def test_every_unusable_sample_is_named(tree, lint):
     assert report["sources"]["scenes"]["splits"]["train"]["unusable"] == 2
 
 
+def test_what_training_passes_over_does_not_break_it(tree, lint):
+    (tree / "images/train/train0.png").write_bytes(b"garbage")
+    Image.fromarray(np.full((12, 16), 9, np.uint8)).save(tree / "masks/train/train1.png")
+    Image.fromarray(np.full((12, 16), 9, np.uint8)).save(tree / "masks/train/train2.png")
+    assert lint()[0] == 3
+    skip = ("--json", "--data.on_corrupt", "skip")
+    status, out = lint(*skip)
+    report = json.loads(out)
+    assert status == 0
+    assert [p["severity"] for p in report["problems"] if p["kind"] in ("unusable", "ids")] == ["warning"] * 4
+    assert report["sources"]["scenes"]["splits"]["train"]["unusable"] == 3
+    status, out = lint(*skip, extra="augment: {crop: 64}")  # which is passed over nowhere
+    assert status == 3
+    assert "smaller than crop 64x64" in out
+    (tree / "images/train/train3.png").write_bytes(b"garbage")
+    assert lint(*skip)[0] == 3, "nothing is left"
+    shutil.copy(tree / "images/val/val0.png", tree / "images/train/train3.png")
+    (tree / "images/val/val1.png").write_bytes(b"garbage")
+    assert lint(*skip)[0] == 3, "evaluation passes over nothing"
+
+
+@pytest.mark.parametrize("command", ["lint", "shard"])
+def test_a_test_split_that_is_there_and_broken(tree, tmp_path, lint, capsys, command):
+    def status():
+        if command == "lint":
+            code, out = lint()
+            return code, out
+        code = cli.main(["shard", str(tmp_path / "config.yaml"), "-o", str(tmp_path / "out"), "--overwrite"])
+        return code, capsys.readouterr().err
+
+    assert lint()[0] == 0
+    assert status()[0] == 0, "not there"
+    shutil.copytree(tree / "images/val", tree / "images/test")
+    code, said = status()
+    assert code == 3
+    assert "masks/test: no such folder; of a split without labels set labels: false" in said
+    shutil.copytree(tree / "masks/val", tree / "masks/test")
+    assert status()[0] == 0
+    (tree / "masks/test/val1.png").unlink()
+    code, said = status()
+    assert code == 3
+    assert "images/test/val1.png: no label file 'val1'" in said
+
+
+def test_different_pictures_of_one_name_in_parts(tmp_path, capsys):
+    rng = np.random.default_rng(7)
+    for split, count in (("train", 4), ("val", 2)):
+        for name in ("first", "copies", "others"):
+            (tmp_path / name / split).mkdir(parents=True)
+        for i in range(count):
+            scenes = [Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)) for _ in range(2)]
+            first, other = (scene.resize((96, 72), Image.Resampling.BICUBIC) for scene in scenes)
+            first.save(tmp_path / "first" / split / f"{split}{i}.png")
+            first.resize((64, 48), Image.Resampling.BICUBIC).save(tmp_path / "copies" / split / f"{split}{i}.jpg")
+            other.save(tmp_path / "others" / split / f"{split}{i}.png")
+
+    def namesakes(second):
+        parts = [f"{{name: folder, root: {tmp_path / name}}}" for name in ("first", second)]
+        (tmp_path / "c.yaml").write_text(f"data: {{sources: {{a: {{name: concat, parts: [{', '.join(parts)}]}}}}}}\n")
+        assert cli.main(["lint", str(tmp_path / "c.yaml"), "--json", "--num-workers", "0"]) == 0
+        found = json.loads(capsys.readouterr().out)["problems"]
+        return [(p["severity"], p["split"], p["message"]) for p in found if p["kind"] == "namesakes"]
+
+    assert namesakes("copies") == []
+    train, val = namesakes("others")
+    assert train[:2] == ("warning", "train")
+    assert "4 of 4 pictures that are left out for their names show something else" in train[2]
+    assert f"first {tmp_path}/others/train/train0.png and {tmp_path}/first/train/train0.png" in train[2]
+    assert val[1] == "val"
+    assert "2 of 2 pictures" in val[2]
+
+
 @pytest.mark.fault("I17")
 def test_unlabelled_masks_and_absent_classes_are_warned_of(tree, lint):
     for i in range(4):

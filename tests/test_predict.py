@@ -11,7 +11,9 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from pathlib import Path
 from typing import final
 
@@ -39,7 +41,9 @@ from densectx.inference.record import JOURNAL
 from densectx.inference.writers import Answer, encoders
 from densectx.losses import Criterion
 from densectx.model import DenseModel
+from densectx.nn import modes
 from densectx.nn.colour import grey
+from densectx.nn.modes import evaluating
 from densectx.registry import HEADS, TASKS
 from densectx.tasks.base import Task
 from densectx.types import Score, SourceInfo
@@ -57,7 +61,7 @@ SPECS = {
 
 def build(keys=("segmentation", "denoising"), channels=3, seed=0, **options):
     torch.manual_seed(seed)
-    tasks = {key: {**SPECS[key], **options.get(key, {})} for key in keys}
+    tasks = {key: {**SPECS.get(key, {}), **options.get(key, {})} for key in keys}
     backbone = {"name": "plain", "width": 8, "in_channels": channels}
     context = {"name": "context7"}
     config = {"backbone": backbone, "projection": {"channels": 8}, "context": context, "tasks": tasks}
@@ -122,6 +126,31 @@ def test_predict_leaves_every_part_in_its_mode():
     assert {name: part.training for name, part in model.named_modules()} == before
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_wait_for_threads_that_it_does_not_have():
+    model, held, done = build(), threading.Event(), threading.Event()
+
+    def hold():
+        with evaluating(model), modes._making:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with warnings.catch_warnings(action="ignore"):  # of a fork beside threads
+        child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+        with evaluating(model):
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    thread.join()
+    assert status == 0
+
+
 @pytest.mark.fault("N08")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_predict_takes_uint8_and_float_batch_and_single(channels):
@@ -162,6 +191,20 @@ def test_a_gray_model_takes_every_channel_of_colour_by_itself():
     torch.testing.assert_close(whole, torch.cat([model.predict(c[None])["denoising"] for c in image]))
 
 
+@pytest.mark.parametrize(
+    "options", [{"name": "super_resolution", "scale": s} for s in (2, 3)] + [{"name": "jpeg_deblocking"}]
+)
+def test_bf16_is_for_the_network_not_for_the_colours_around_it(options):
+    model = build(["luma"], channels=1, luma={"source": "photos", "head": HEAD, **options})
+    for parameter in model.task("luma").head.parameters():
+        torch.nn.init.zeros_(parameter)  # the answer is the input, without its error of bf16
+    image = torch.rand(3, 24, 30, generator=torch.Generator().manual_seed(0))
+    exact = model.predict(image)["luma"]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.predict(image)["luma"]
+    assert torch.equal(half, exact)
+
+
 def test_predict_leaves_mode_and_image_alone():
     model, image = build().train(), torch.rand(3, 8, 8)
     before = image.clone()
@@ -184,6 +227,16 @@ def test_predict_leaves_mode_and_image_alone():
 def test_predict_refuses(image, tasks, options, message):
     with pytest.raises(ConfigError, match=message):
         build().predict(image, tasks, options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_refused(dtype):
+    model, image = build(), torch.rand(3, 8, 8)
+    expected = model.predict(image)["denoising"]
+    with pytest.raises(ConfigError, match=rf"weights are {dtype}, and predict needs them in float32.*torch\.autocast"):
+        model.to(dtype).predict(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model.float().predict(image)["denoising"], expected, atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("wrong", ["25", True, [25.0]])
@@ -335,10 +388,12 @@ def test_16_bit_tiff_and_jpeg(tmp_path):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.integers(0, 99))
-def test_png16_reads_back(height, width, colour, seed):
+@given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.integers(0, 99), st.sampled_from([1, 7, 1 << 30]))
+def test_png16_reads_back(height, width, colour, seed, most):
     data = pixels(seed, (height, width, 3) if colour else (height, width), np.uint16)
-    found = decode_png(torch.frombuffer(bytearray(png16(data)), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    file = png16(data, most)
+    assert (file.count(b"IDAT") > 1) == (most < 1 << 30)
+    found = decode_png(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     assert np.array_equal(found.numpy().transpose(1, 2, 0).reshape(data.shape), data)
 
 

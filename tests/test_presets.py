@@ -14,6 +14,7 @@ from scipy.io import savemat
 from densectx.data import class_names, limits
 from densectx.data.labels import read_sbd
 from densectx.data.presets import PRESETS
+from densectx.data.transforms import Augment
 from densectx.errors import ConfigError, DataError
 from densectx.palette import voc_palette
 from densectx.registry import DATASETS
@@ -44,6 +45,12 @@ def text(path, *lines):
 def build(name, root, preset, **options):
     spec = {"name": name, "root": str(root), "preset": preset, **options}
     return {split: DATASETS.build(spec, split=split) for split in SPLITS}
+
+
+@pytest.mark.parametrize("preset", ["camvid", "camvid_road", "cityscapes"])
+def test_copies_of_another_size_may_be_cropped_as_they_are(preset):
+    info = build("image_mask", "nowhere", preset)["train"].info
+    assert Augment(crop=[1500, 3000], info=info).size == (1500, 3000)  # samples that are smaller say so
 
 
 def names(dataset):
@@ -241,8 +248,15 @@ def test_a_folder_a_split_may_number_its_images_alike(tmp_path, caplog):
     assert not caplog.text
     with caplog.at_level("INFO"):
         assert [Path(both.name(i)).relative_to(tmp_path).as_posix() for i in range(len(both))] == ["a/train/0002.png"]
-    for part, left in ((0, 2), (1, 3)):  # parts are told apart by stems, so that VOC and SBD share none: which is said
-        assert f"parts.{part}: {left} of 3 images are left out" in caplog.text
+    # parts are told apart by stems, so that VOC and SBD share none: which is said
+    assert "parts.0: 2 of 3 images are left out: 1 with a name of parts.1's test, 1 with a name of parts.1's val" in (
+        caplog.text
+    )
+    assert "parts.1: 3 of 3 images are left out:" in caplog.text
+    assert "1 with a name of parts.0." in caplog.text
+    namesakes = [(part.name(i), other.name(place)) for (part, i), (other, place) in both.namesakes()]
+    assert (str(tmp_path / "b/train/0002.png"), str(tmp_path / "a/train/0002.png")) in namesakes
+    assert len(namesakes) == 5
 
 
 def test_parts_without_files_keep_all_samples():

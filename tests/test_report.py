@@ -618,6 +618,11 @@ def test_a_folder_that_cannot_be_written(run, capsys):
     assert "/nowhere/x.html" in capsys.readouterr().err
 
 
+def test_a_device_without_float64_is_refused(run):
+    with pytest.raises(ConfigError, match=r"--device mps: Apple's GPU has no float64.* take cpu"):
+        write_report(run, device="mps")
+
+
 def test_is_no_run(tmp_path):
     with pytest.raises(ConfigError, match="is no run folder"):
         write_report(tmp_path)

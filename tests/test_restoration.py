@@ -177,6 +177,16 @@ def test_one_channel_is_measured_on_the_luma_of_the_colours_that_it_was_made_of(
     assert read["colour", 1] - read["gray", 1] == pytest.approx(20 * math.log10(255 / 219), abs=0.02)
 
 
+def test_the_luma_of_the_truth_is_not_rounded():
+    task = build("super_resolution", GRAY).eval().task("t")
+    x, target = task.prepare(batch(smooth(channels=1)), rngs(1))
+    answer = (target["image"] * 255).round() / 255
+    task.update(answer, x, target)
+    error = (219 / 255 * (answer - target["image"]))[..., 2:-2, 2:-2]
+    expected = -10 * error.square().mean().log10().item()
+    assert task.metrics.compute()["psnr"].item() == pytest.approx(expected, abs=1e-3)
+
+
 def test_the_answer_to_a_gray_file_is_measured_as_predict_writes_it():
     """All of its channels: red alone says nothing of the others."""
     task = build("super_resolution").eval().task("t")
@@ -185,7 +195,7 @@ def test_the_answer_to_a_gray_file_is_measured_as_predict_writes_it():
     answer = answer + torch.tensor([0.0, 0.1, -0.1]).view(1, 3, 1, 1)
     task.update(answer, x, target)
     written = (0.299 * answer[:, 0] + 0.587 * answer[:, 1] + 0.114 * answer[:, 2]).clamp(0, 1)
-    error = ((written * 255).round() - (target["image"][:, 0] * 255).round())[..., 2:-2, 2:-2] / 255
+    error = ((written * 255).round() / 255 - target["image"][:, 0])[..., 2:-2, 2:-2]
     assert task.metrics.compute()["psnr"].item() == pytest.approx(-10 * math.log10(error.square().mean()), abs=1e-3)
 
 
@@ -330,6 +340,17 @@ def test_the_two_parts_of_noise_are_found(gain, sigma):
         assert ((estimate - deviation[i]).abs() / deviation[i]).max() < 0.15
 
 
+@pytest.mark.parametrize("level", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.5, 0.76, 0.8, 0.9])
+def test_noise_beside_flat_black_or_white_is_found(level, share):
+    clean = 0.3 + 0.4 * smooth(9, (256, 256))
+    image = (clean + 25 / 255 * torch.randn(clean.shape, generator=noise(0))).clamp(0, 1)
+    image[..., round(256 * (1 - share)) :, :] = level
+    gain, sigma = signal_noise(image)
+    for found in (noise_level(image), (gain * 0.5 + sigma**2).sqrt()):
+        assert found.item() * 255 == pytest.approx(25, rel=0.05)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_every_image_has_an_estimate(height, width):
@@ -380,6 +401,15 @@ def test_a_level_that_is_not_given_is_estimated_for_each_image():
     for wrong in (torch.rand(3), torch.rand(2, 1), 256.0, torch.tensor([3.0, 300.0]), math.nan):
         with pytest.raises(ConfigError, match=r"t\.sigma|sigma is"):
             model.predict(image, options={"t.sigma": wrong})
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_an_image_that_is_not_finite_is_not_blamed_on_the_level(wrong):
+    model, image = build("denoising", sigma=[0, 50]).eval(), torch.full((3, 40, 40), wrong)
+    with pytest.raises(ConfigError, match="sigma cannot be estimated: the image has values that are NaN or infinite"):
+        model.predict(image)
+    with pytest.raises(ConfigError, match="sigma is nan, expected 0 to 255"):
+        model.predict(torch.rand(3, 40, 40), options={"t.sigma": math.nan})
 
 
 def test_a_checkerboard_is_no_noise_beyond_the_scale():

@@ -554,11 +554,11 @@ def test_a_hundred_thousand_members_open_at_once(tmp_path):
     tars = (Shard("train-000000.tar", 1024 * 2 * count, "", count),)
     files = SplitFiles("train.npz", hashlib.sha256(content).hexdigest(), tars)
     (tmp_path / "index.json").write_bytes(Index(SourceInfo(), {"train": files}).to_bytes())
-    start = time.perf_counter()
+    start = time.process_time()
     data = opened(tmp_path)
     assert len(data) == count
     assert data.name(count - 1).endswith("/00049999.jpg")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_workers_that_inherit_open_files(every):

@@ -1,6 +1,7 @@
 """What each task promises: protocols, partial labels, refusals."""
 
 import math
+from typing import final
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ import torch
 from densectx.errors import ConfigError, DataError, PluginError
 from densectx.model import DenseModel
 from densectx.nn.colour import rgb_to_lab
+from densectx.registry import TASKS
 from densectx.rng import generator
+from densectx.tasks.base import Task
 from densectx.types import SourceInfo
 
 RGB = SourceInfo(classes=("a", "b"), keys=("image", "mask"))
 GRAY = SourceInfo(channels=1)
+BOTH = SourceInfo(keys=("image", "mask", "target"), target="map")
 
 
 def build(task, info=RGB, backbone=None, **model):
@@ -176,6 +180,35 @@ def test_zeroed_trunk_leaves_only_the_heads_own_path():
 def test_impossible_tasks_are_refused(task, message):
     with pytest.raises(ConfigError, match=message):
         build(task)
+
+
+@final
+class Unchecked(Task):
+    """Learns from masks and a target, and looks at no source."""
+
+    requires = ("image", "mask", "target")
+    prepare = inputs = loss = postprocess = update = draw = None
+
+    def __init__(self, features, in_channels, source: str):
+        super().__init__(source, 1.0, channels=3, in_channels=in_channels)
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({"s": RGB}, r"^model.tasks.t.source: samples of source 's' have no target, .*; name a .* samples do\.$"),
+        ({"s": GRAY, "m": RGB, "both": BOTH}, r"source 's' have no mask and no target, .*whose samples do \(both\)\.$"),
+    ],
+)
+def test_a_source_that_never_has_a_tasks_labels_is_refused(sources, message):
+    TASKS.register("unchecked")(Unchecked)
+    tasks = {"t": {"name": "unchecked", "source": "s"}}
+    config = {"backbone": {"name": "plain", "width": 4}, "context": "none", "tasks": tasks}
+    try:
+        with pytest.raises(ConfigError, match=message):
+            DenseModel.from_config(config, sources)
+    finally:
+        TASKS.unregister("unchecked")
 
 
 def test_super_resolution_measures_luma():

@@ -5,6 +5,7 @@ import random
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import pytest
@@ -18,8 +19,11 @@ from densectx.backbones.plain import Plain
 from densectx.data.base import Dataset
 from densectx.errors import ConfigError
 from densectx.heads.base import Head
-from densectx.losses import L1, Loss
+from densectx.losses import L1, Criterion, Loss
+from densectx.metrics.regression import RegressionMetrics
+from densectx.nn.colour import as_rgb
 from densectx.nn.context import Context
+from densectx.tasks.base import Task
 from densectx.tasks.regression import Regression
 from densectx.testing import (
     CheckFailed,
@@ -41,7 +45,7 @@ from densectx.testing import (
 from densectx.testing.states import changed, preserved, random_states, reseed, settings
 from densectx.testing.task_case import TaskCase
 from densectx.testing.values import difference, same
-from densectx.types import Feature, SourceInfo
+from densectx.types import Feature, Score, SourceInfo
 
 NETS = {
     "timm": {"name": "timm", "model": "resnet10t"},
@@ -116,6 +120,54 @@ def test_maps_are_found_for_a_task_that_checks_no_channels(monkeypatch):
     assert TaskCase({"name": "regression", "outputs": 3}).maps == 3
     with pytest.raises(IndexError, match="index 3 is out of bounds"):
         TaskCase({"name": "regression", "outputs": 4}).batch()
+
+
+@final
+class Normals(Task):
+    """Components of a vector for every pixel, whose target needs no preparation.
+
+    Args:
+        features: given by the model.
+        in_channels: given by the model.
+        info: given by the model.
+        source: key of a source of maps.
+        weight: of its loss.
+    """
+
+    requires = ("image", "target")
+    score = Score("rmse", "constant", higher_is_better=False)
+    output, unchanged, turns = "values", True, False
+
+    def __init__(self, features, in_channels, info, source: str, weight: float = 1.0):
+        super().__init__(source, weight, channels=info.channels, in_channels=in_channels)
+        if info.target != "map" or info.scale != 1:
+            raise ConfigError(f"normals: source {source!r} has no map as its target.")
+        self.head = HEADS.build("decoder", features=features, in_channels=info.channels, out_channels=3)
+        self.criterion, self.metrics = Criterion("l1", form="numbers"), RegressionMetrics(3)
+
+    def prepare(self, batch, rngs):
+        return batch["image"], {"normal": batch["target"]}
+
+    def inputs(self, image, options):
+        return image
+
+    def loss(self, output, target):
+        return self.criterion(output, target["normal"])
+
+    def postprocess(self, output, x):
+        return output
+
+    def update(self, prediction, x, target):
+        self.metrics.update(prediction, target["normal"])
+
+    def draw(self, prediction, x, target):
+        vectors = [(0.5 * y[0] + 0.5).nan_to_num().clamp(0, 1) for y in (prediction, target["normal"])]
+        return [as_rgb(x)[0], *vectors]
+
+
+def test_maps_are_those_that_every_method_takes():
+    assert TaskCase(Normals).maps == 3
+    check_task(Normals)
 
 
 def test_a_batch_without_one_of_the_classes_is_a_right_one():

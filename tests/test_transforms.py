@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
+from densectx.data import geometry
 from densectx.data.mix import cutmix
 from densectx.data.transforms import Augment
 from densectx.errors import ConfigError, DataError
@@ -24,6 +25,27 @@ def coordinates(height, width):
 
 
 sizes = st.integers(1, 40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(sizes, sizes), st.tuples(st.integers(1, 90), st.integers(1, 90)))
+def test_ids_are_resized_as_by_torchvision(old, new):
+    mask = torch.arange(old[0] * old[1]).reshape(old)
+    valid = mask % 3 == 0
+    got = geometry.resize({"image": torch.zeros(1, *old), "mask": mask, "valid": valid}, new, SourceInfo())
+    expected = F.resize(mask[None], list(new), F.InterpolationMode.NEAREST_EXACT)[0]
+    between = [(2 * torch.arange(n) + 1) * o % (2 * n) == 0 for o, n in zip(old, new, strict=True)]
+    clear = ~(between[0][:, None] | between[1])  # else either of two pixels is the nearest
+    assert torch.equal(got["mask"][clear], expected[clear])
+    assert torch.equal(got["valid"], got["mask"] % 3 == 0)
+
+
+@pytest.mark.parametrize("value", [2**24 + 1, 2**31 - 1, 2**32 - 1, 2**62 + 1, -(2**31) + 1])
+def test_every_id_stays_what_it_is(value):
+    mask = torch.full((8, 8), value)
+    info = SourceInfo(ignore_index=value)
+    got = geometry.resize({"image": torch.zeros(1, 8, 8), "mask": mask}, (5, 11), info)["mask"]
+    assert torch.equal(got, torch.full((5, 11), value))
 
 
 @settings(max_examples=60, deadline=None)

@@ -79,7 +79,8 @@ class PCGrad(_OfGram):
 class MGDA(_OfGram):
     """The shortest convex combination of the gradients (Désidéri 2012; Sener & Koltun 2018, equation 3).
 
-    No task's loss rises along it to first order; factors sum to 1. With ``of: features`` it is their MGDA-UB.
+    No task's loss rises along it to first order; factors sum to 1, with ``l2`` their products with the gradients'
+    lengths do. With ``of: features`` it is their MGDA-UB.
 
     Args:
         tasks: given by the model.

@@ -8,9 +8,18 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch.utils.data import Dataset as TorchDataset
 
+from densectx.errors import DataError
 from densectx.types import Sample, SourceInfo
 
 Split: TypeAlias = Literal["train", "val", "test"]
+
+
+class MissingSplitError(DataError):
+    """The folder, list or table that names the images of a split is not there.
+
+    A test split is not needed before ``densectx test``, so other commands do without one that is missing so; any other
+    :class:`densectx.errors.DataError` is that of a split that is there and broken.
+    """
 
 
 class Dataset(TorchDataset[Sample], ABC):
@@ -34,7 +43,8 @@ class Dataset(TorchDataset[Sample], ABC):
         """Number of samples.
 
         Raises:
-            DataError: a folder or list is missing or empty; the path is named.
+            MissingSplitError: the folder or list of the split's images is missing; the path is named.
+            DataError: a folder or list is empty, or what belongs to the images is missing; the path is named.
         """
 
     @abstractmethod

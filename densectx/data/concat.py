@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from pytorch_lightning.utilities import rank_zero_info
 
@@ -20,14 +21,24 @@ from densectx.types import Sample
 _ALIKE = ("channels", "classes", "ignore_index", "target", "scale")
 
 
+class _Held(NamedTuple):
+    """A sample of a part by its number there, and how messages call the part."""
+
+    part: Dataset
+    number: int
+    where: str
+
+
 @final
 class Concat(Dataset):
     """The samples of several data sets, one after the other, each image once.
 
-    Images of different parts are told apart by the stem of their file, those of one part by their path. An image that
-    several parts have is taken from the first that has it; training leaves out every image that any part has in ``val``
-    or ``test``; a ``test`` that cannot be listed has none, which is said. How many are left out is said once. Parts
-    that are not read from files (that are no :class:`densectx.data.base.FromFiles`) share no image with others.
+    Images of different parts are told apart by the stem of their file alone, whatever they show, since copies of an
+    image may differ in format and size; those of one part by their path. An image that several parts have is taken from
+    the first that has it; training leaves out every image that any part has in ``val`` or ``test``; a ``test`` that
+    cannot be listed has none, which is said. How many are left out, and for which split, is said once; ``densectx
+    lint`` warns where they show something else. Parts that are not read from files (that are no
+    :class:`densectx.data.base.FromFiles`) share no image with others.
 
     Args:
         parts: specs of data sets, whose channels, classes, ``ignore_index``, kind of target and scale agree.
@@ -63,8 +74,8 @@ class Concat(Dataset):
                 part.key_path = ".".join(filter(None, (self.key_path, f"parts.{number}")))
 
     @cached_property
-    def _held_out(self) -> list[tuple[int, Dataset]]:
-        """What training leaves out, with the number of the part that it belongs to."""
+    def _held_out(self) -> list[tuple[int, Split, Dataset]]:
+        """What training leaves out, with the number of the part and the split that it belongs to."""
         self._place_parts()
         found = []
         for split, parts in self.others.items():
@@ -76,31 +87,58 @@ class Concat(Dataset):
                         raise
                     rank_zero_info(f"{part.key_path}: its test split has no images: {error}")
                 else:
-                    found.append((number, part))
+                    found.append((number, split, part))
         return found
 
     @cached_property
-    def _indices(self) -> list[list[int]]:
-        """Of each part, the samples that are taken."""
+    def _shared(self) -> tuple[list[list[int]], list[tuple[_Held, _Held]]]:
+        """Of each part, the samples that are taken; and those that are not, with the one of that name."""
         self._place_parts()
-        held_out = [(number, _names(part) or []) for number, part in self._held_out]
+        held_out = [(number, split, part, _names(part) or []) for number, split, part in self._held_out]
         taken: list[list[int]] = []
-        earlier: set[str] = set()
+        left_out: list[tuple[_Held, _Held]] = []
+        earlier: dict[str, _Held] = {}
         for number, part in enumerate(self.parts):
             names = _names(part)
             if names is None:
                 taken.append(list(range(len(part))))
                 continue
             # of its own splits only the very file: train/0001.png and val/0001.png are two images
-            own = {name for other, held in held_out if other == number for name in held}
-            stems = earlier | {_stem(name) for other, held in held_out if other != number for name in held}
-            kept = [i for i, name in enumerate(names) if name not in own and _stem(name) not in stems]
-            if left := len(names) - len(kept):
-                why = "an earlier part has them, or they are held out in val or test"
-                rank_zero_info(f"{part.key_path}: {left} of {len(names)} images are left out: {why}.")
+            own = {name: split for other, split, _, held in held_out if other == number for name in held}
+            there = dict(earlier)
+            for other, split, dataset, held in held_out:
+                if other != number:
+                    where = f"with a name of parts.{other}'s {split}"
+                    there |= {_stem(name): _Held(dataset, i, where) for i, name in enumerate(held)}
+            why = Counter[str]()
+            kept = []
+            for i, name in enumerate(names):
+                if name in own:
+                    why[f"that its own {own[name]} has"] += 1
+                elif (one := there.get(_stem(name))) is not None:
+                    why[one.where] += 1
+                    left_out.append((_Held(part, i, ""), one))
+                else:
+                    kept.append(i)
+            if why:
+                reasons = ", ".join(f"{count} {where}" for where, count in why.items())
+                rank_zero_info(f"{part.key_path}: {why.total()} of {len(names)} images are left out: {reasons}.")
             taken.append(kept)
-            earlier.update(map(_stem, names))
-        return taken
+            where = f"with a name of parts.{number}"
+            earlier = {_stem(name): _Held(part, i, where) for i, name in enumerate(names)} | earlier
+        return taken, left_out
+
+    @property
+    def _indices(self) -> list[list[int]]:
+        return self._shared[0]
+
+    def namesakes(self) -> list[tuple[tuple[Dataset, int], tuple[Dataset, int]]]:
+        """The samples left out because of their name, as (part, index), each with the one that has it.
+
+        Raises:
+            DataError: as ``len()``.
+        """
+        return [((left.part, left.number), (one.part, one.number)) for left, one in self._shared[1]]
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -132,7 +170,7 @@ class Concat(Dataset):
     def all_files(self) -> list[str]:
         """Those of the parts, see :class:`densectx.data.base.FromFiles`, and of the splits that training leaves out."""
         self._place_parts()
-        parts = (*self.parts, *(part for _, part in self._held_out))
+        parts = (*self.parts, *(part for _, _, part in self._held_out))
         return [path for part in parts if isinstance(part, FromFiles) for path in part.all_files()]
 
 

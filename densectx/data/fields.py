@@ -37,16 +37,19 @@ class Fields:
         """(channels, H, W) float32, NaN where unknown.
 
         Raises:
-            DataError: the file cannot be read, or holds an infinite number that is not ``invalid``.
+            DataError: the file cannot be read, or holds a number that is infinite as float32, times ``scale``, and is
+                not ``invalid``.
         """
         values = files.field(path, self.channels)
         if self.invalid is not None:
             # files of float32 hold the nearest number that they can: 1e20 is 100000002004087734272 there
             nearest = torch.tensor(self.invalid, dtype=torch.float32).to(values.dtype)
             values = values.masked_fill((values == self.invalid) | (values == nearest), float("nan"))
-        if bool(values.isinf().any()):
-            raise DataError(f"{path}: {int(values.isinf().sum())} values are infinite; set 'invalid', or correct it.")
-        return (values * self.scale).float()
+        scaled = (values * self.scale).float()
+        if count := int(scaled.isinf().sum()):
+            what = "infinite" if values.isinf().any() else f"too large for float32 (target_scale {self.scale:g})"
+            raise DataError(f"{path}: {count} values are {what}; set 'invalid', or correct it.")
+        return scaled
 
 
 def stack_labels(paths: Sequence[Path], files: Files) -> Tensor:

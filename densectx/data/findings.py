@@ -12,6 +12,7 @@ from densectx.data.likeness import near
 from densectx.data.survey import Survey
 from densectx.types import SourceInfo
 
+Severity = Literal["error", "warning"]
 Surveys = dict[str, dict[str, Survey]]
 _Found = tuple[str, tuple[float, ...]]  # name of a sample, detail of its cause
 
@@ -34,11 +35,11 @@ class Problem(NamedTuple):
         split: of it.
         message: what is wrong and what to do.
         kind: ``unusable``, ``colours``, ``indices``, ``turned``, ``ratio``, ``ids``, ``sizes``, ``unlabelled``,
-            ``absent``, ``palette``, ``depth``, ``shift``, ``scene``, ``mask_shift``, ``twins``, ``leak`` or
-            ``near_leak``.
+            ``absent``, ``palette``, ``depth``, ``shift``, ``scene``, ``mask_shift``, ``twins``, ``namesakes``,
+            ``leak`` or ``near_leak``.
     """
 
-    severity: Literal["error", "warning"]
+    severity: Severity
     source: str
     split: str
     message: str
@@ -49,9 +50,12 @@ def problems(surveys: Surveys, infos: Mapping[str, SourceInfo], expected: Mappin
     """Everything worth saying about the splits of all sources."""
     for source, splits in surveys.items():
         for split, found in splits.items():
+            # where nothing else can be read, to pass over it does not help
+            unread: Severity = "warning" if found.skips and found.contents else "error"
             for kind, message in _causes(found, infos[source]):
-                yield Problem("error", source, split, message, kind)
+                yield Problem(unread, source, split, message, kind)
             yield from (Problem("error", source, split, message, "unusable") for message in found.errors)
+            yield from (Problem(unread, source, split, message, "unusable") for message in found.skipped)
             if message := _sizes(found, expected[source], split):
                 yield Problem("error", source, split, message, "sizes")
             for kind, message in _warnings(found, infos[source], expected[source]):
@@ -136,6 +140,19 @@ def _warnings(found: Survey, info: SourceInfo, expected: Expected) -> Iterator[t
     for twins in found.contents.values():
         if len(twins) > 1:
             yield "twins", f"the same picture {len(twins)} times: {', '.join(twins)}."
+    if message := _namesakes(found):
+        yield "namesakes", message
+
+
+def _namesakes(found: Survey) -> str:
+    """Different pictures that are taken for one."""
+    if not found.others:
+        return ""
+    (left, taken), count = found.others[0], len(found.others)
+    return (
+        f"{count} of {found.namesakes} pictures that are left out for their names show something else than the ones of"
+        f" that name (first {left} and {taken}): rename the files, so that none is lost."
+    )
 
 
 def _ignored(absent: str, found: Survey, info: SourceInfo) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, final
@@ -45,10 +45,17 @@ class File(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Listing:
-    """A split of a source: number of samples, and its files in order; none for a data set that names none."""
+    """A split of a source: number of samples, and its files in order; none for a data set that names none.
+
+    Attributes:
+        samples: how many there are.
+        files: by name.
+        uses: SHA-256 of which file comes when, of files that come several times; empty where it is not known.
+    """
 
     samples: int
     files: Mapping[str, File]
+    uses: str = ""
 
 
 Snapshot: TypeAlias = Mapping[str, Listing]
@@ -66,7 +73,7 @@ def fingerprint(snapshot: Snapshot) -> str:
     digest = hashlib.sha256()
     for key, listing in snapshot.items():
         files = [[name, file.size, file.sha256] for name, file in _relative(listing.files).items()]
-        digest.update(json.dumps([key, listing.samples, files]).encode())
+        digest.update(json.dumps([key, listing.samples, files, listing.uses]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -87,13 +94,18 @@ def take(datasets: Datasets, known: Snapshot | None = None) -> dict[str, Listing
             before = known[key].files if known and key in known else {}
             try:
                 samples = len(dataset)
-                names = dict.fromkeys(dataset.all_files() if isinstance(dataset, FromFiles) else ())
+                names = list(dataset.all_files()) if isinstance(dataset, FromFiles) else []
             except DataError:
                 if split == "train":
                     raise
                 continue
-            found[key] = Listing(samples, _files(names, before))
+            found[key] = Listing(samples, _files(dict.fromkeys(names), before), _uses(names))
     return found
+
+
+def _uses(names: Sequence[str]) -> str:
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return hashlib.sha256(json.dumps([places[name] for name in names]).encode()).hexdigest()
 
 
 def _files(names: Iterable[str], known: Mapping[str, File]) -> dict[str, File]:
@@ -138,6 +150,8 @@ def differences(old: Snapshot, new: Snapshot) -> Iterator[str]:
         yield from changes
         if not changes and list(before) != list(now):
             yield f"{key}: the files come in another order"
+        elif not changes and old[key].uses and old[key].uses != new[key].uses:
+            yield f"{key}: files that several samples have, such as a mask, are now those of other samples"
         if not changes and old[key].samples != new[key].samples:
             yield f"{key}: {new[key].samples} samples, before {old[key].samples}"
 
@@ -214,7 +228,8 @@ def read(folder: Path) -> dict[str, Listing] | None:
 
 
 def _listing(content: Mapping[str, Any]) -> Listing:
-    return Listing(int(content["samples"]), {name: File(*file) for name, file in content["files"].items()})
+    files = {name: File(*file) for name, file in content["files"].items()}
+    return Listing(int(content["samples"]), files, content.get("uses", ""))  # which was not kept at first
 
 
 def write(folder: Path, snapshot: Snapshot) -> None:
@@ -223,7 +238,7 @@ def write(folder: Path, snapshot: Snapshot) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    splits = {key: {"samples": listing.samples, "files": listing.files} for key, listing in snapshot.items()}
+    splits = {key: vars(listing) for key, listing in snapshot.items()}
     part = folder / f".{FILE}.part"
     try:
         part.write_text(json.dumps({"format": FORMAT, "splits": splits}) + "\n", encoding="utf-8")

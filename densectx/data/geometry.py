@@ -157,16 +157,24 @@ def _kind(key: str, info: SourceInfo) -> str:
     return "image" if key == "image" else "labels"
 
 
+def _nearest(old: int, new: int) -> Tensor:
+    """Of an axis resized from ``old`` to ``new``, the index under each pixel's centre, as torch's "nearest-exact".
+
+    In float32 as there; where a centre falls between two pixels torch takes either, this always the same.
+    """
+    scale = torch.tensor(old, dtype=torch.float32) / new
+    return ((torch.arange(new) + 0.5) * scale).long().clamp_(max=old - 1)
+
+
 def _box(place: Size, size: Size, by: int) -> tuple[EllipsisType, slice, slice]:
     (top, left), (height, width) = place, size
     return ..., slice(top * by, (top + height) * by), slice(left * by, (left + width) * by)
 
 
 def _resize(part: Tensor, size: Size, kind: str) -> Tensor:
-    if kind == "labels":  # pixel centres as in the bilinear one, unlike plain NEAREST
-        numbers = part.to(torch.uint8) if part.dtype == torch.bool else part
-        nearest: Tensor = F.resize(numbers[None], list(size), InterpolationMode.NEAREST_EXACT)
-        return nearest[0].to(part.dtype)
+    if kind == "labels":  # by index, which keeps every id: torchvision resizes whole numbers as float32
+        rows, columns = (_nearest(old, new).numpy() for old, new in zip(part.shape[-2:], size, strict=True))
+        return torch.from_numpy(part.numpy().take(rows, -2).take(columns, -1))  # faster than torch's index_select
     if size[1] == 1 < size[0]:  # antialiasing is wrong in torch (2.15, CPU) for results of one column, not of one row
         return _resize(part.mT, size[::-1], kind).mT
     scaled: Tensor = F.resize(part, list(size), InterpolationMode.BILINEAR, antialias=True)

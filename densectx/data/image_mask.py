@@ -22,6 +22,10 @@ from densectx.data.remap import class_masks
 from densectx.errors import ConfigError, DataError, suggest
 from densectx.types import Sample, SourceInfo
 
+_OF_COLOURS = EXTENSIONS
+_OF_NUMBERS = EXTENSIONS | {".npy"}
+_OF_MATLAB = frozenset({".mat"})
+
 CLASS = "{class}"
 """Stands for the name of each class in the pattern of ``masks``."""
 
@@ -48,9 +52,10 @@ class ImageMask(Dataset):
             ``sbd``, ``voc`` or ``voc_aug``; options given beside it replace its own one by one (with ``classes`` its
             palette and remap do not hold). Where it has a remap, other masks than its own need one too.
         images: folder of the images below root; ``{subset}`` stands for each name in a split's ``from``.
-        masks: folder of the masks; files of palette indices or gray values. With ``{class}`` a folder a class, of
-            files with 0 (no) and one other value (yes).
-        lists: text file that names the images of a subset, one stem or path a line; matched by stem.
+        masks: folder of the masks; files of palette indices or gray values, or ``.npy`` of ids. With ``{class}`` a
+            folder a class, of files with 0 (no) and one other value (yes).
+        lists: text file that names the images of a subset, one stem or path a line. Of a path, which may begin
+            elsewhere, the folders count that the image has below ``images``.
         exclude: text file, below root or absolute, of the images that every split leaves out, as ``lists``; names
             that are no images here are passed over.
         boundaries: folder of BSDS500 ground truth (``.mat``).
@@ -128,7 +133,8 @@ class ImageMask(Dataset):
         self.suffixes = _suffixes(base.get("suffixes", {}) if suffixes is None else suffixes)
         if remap is None and classes is None and not colors and "masks" in self.folders and not multilabel:
             _refuse_other_masks(preset, base, self.folders["masks"], self.suffixes.get("masks", ""))
-        self.mask_extensions = base.get("mask_extensions", EXTENSIONS) if masks is None else EXTENSIONS
+        own = _OF_COLOURS if colors else _OF_NUMBERS
+        self.mask_extensions: frozenset[str] = base.get("mask_extensions", own) if masks is None else own
         self.selection = listing.selections(base.get("splits"), splits)[split]
         self.fields = Fields(target_scale, invalid, target_channels)
         self.masks, colours = class_masks(base, classes, palette, ignore_index, remap, colors, multilabel=multilabel)
@@ -145,7 +151,6 @@ class ImageMask(Dataset):
                 *(["mask"] if "masks" in self.folders and not multilabel else []),
                 *(["target"] if kinds else []),
             ),
-            size=base.get("size"),
             target="labels" if multilabel else "map" if kinds else "none",
         )
 
@@ -166,10 +171,9 @@ class ImageMask(Dataset):
                 raise DataError(f"{names or folder}: no image matches {', '.join(self.selection.include)}.")
             kept = taken
             if self.exclude is not None:
-                known = {key.rpartition("/")[2] for key in images}
-                lines = listing.stems(self.root / Path(self.exclude).expanduser(), known, suffix)
-                left_out = {stem for _, stem in lines}
-                kept = {key: path for key, path in taken.items() if key.rpartition("/")[2] not in left_out}
+                lines = listing.lines(self.root / Path(self.exclude).expanduser(), images, suffix)
+                left_out = {key for line in lines for key in line.keys}
+                kept = {key: path for key, path in taken.items() if key not in left_out}
             if not kept:
                 raise DataError(f"{names or folder}: 'exclude' ({self.exclude}) leaves no image of {len(taken)}.")
             masks, targets = self._label_files(subset, kept)
@@ -188,23 +192,23 @@ class ImageMask(Dataset):
             if "mask" in self.info.keys:
                 masks = self._matched("masks", images, self._folder("masks", subset), self.mask_extensions)
             if "boundaries" in self.folders:
-                targets.append(self._matched("boundaries", images, self._folder("boundaries", subset), {".mat"}))
+                targets.append(self._matched("boundaries", images, self._folder("boundaries", subset), _OF_MATLAB))
             if "targets" in self.folders:
-                extensions = EXTENSIONS | {".npy"}
-                targets.append(self._matched("targets", images, self._folder("targets", subset), extensions))
+                targets.append(self._matched("targets", images, self._folder("targets", subset), _OF_NUMBERS))
             if self.info.target == "labels":
                 folders = [self._folder("masks", subset, name) for name in self.info.classes]
-                targets += [self._matched("masks", images, folder, EXTENSIONS) for folder in folders]
+                targets += [self._matched("masks", images, folder, self.mask_extensions) for folder in folders]
         return masks, targets
 
     def _matched(
-        self, kind: str, images: Mapping[str, str], folder: Path, extensions: frozenset[str] | set[str]
+        self, kind: str, images: Mapping[str, str], folder: Path, extensions: frozenset[str]
     ) -> Mapping[str, str]:
         suffix = self.suffixes.get(kind, "")
-        labels = listing.by_key(folder, extensions, suffix)
+        labels = listing.by_key(folder, extensions, suffix, labels=True)
         for key, image in images.items():
             if key not in labels:
-                raise DataError(f"{image}: no label file {key + suffix!r} (any extension) in {folder}.")
+                known = " ".join(sorted(extensions))
+                raise DataError(f"{image}: no label file {key + suffix!r} ({known}) in {folder}.")
         return labels
 
     def __len__(self) -> int:

@@ -7,9 +7,10 @@ import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, NoReturn
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, NoReturn, final
 
+from densectx.data.base import MissingSplitError
 from densectx.data.reader import ARRAY_EXTENSIONS, EXTENSIONS
 from densectx.errors import ConfigError, DataError, suggest
 
@@ -147,24 +148,29 @@ def files(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> list[Path]:
     """Files below a folder with one of the extensions (lower case), sorted; hidden files and folders are left out.
 
     Raises:
-        DataError: the folder is missing or has no such file, or it or one below it cannot be listed.
+        MissingSplitError: the folder is missing.
+        DataError: it has no such file, or it or one below it cannot be listed.
     """
     return [folder / name for name in names(folder, extensions)]
 
 
-def by_key(folder: Path, extensions: Iterable[str] = EXTENSIONS, suffix: str = "") -> dict[str, str]:
+def by_key(
+    folder: Path, extensions: Iterable[str] = EXTENSIONS, suffix: str = "", *, labels: bool = False
+) -> dict[str, str]:
     """Files below a folder by their relative path without extension, which is what pairs are matched by.
 
     Args:
         folder: where to search.
         extensions: of the files, lower case.
         suffix: end of the stems of the files that are meant; it is no part of the key, other files are left out.
+        labels: see :func:`names`.
 
     Raises:
-        DataError: as :func:`files`, or two files differ only in their extension.
+        MissingSplitError: as :func:`names`.
+        DataError: as :func:`names`, or two files differ only in their extension.
     """
     found: dict[str, str] = {}
-    for name in names(folder, extensions):
+    for name in names(folder, extensions, labels=labels):
         key = os.path.splitext(name)[0]
         if not key.endswith(suffix):
             continue
@@ -178,22 +184,36 @@ def by_key(folder: Path, extensions: Iterable[str] = EXTENSIONS, suffix: str = "
     return found
 
 
-def names(folder: Path, extensions: Iterable[str] = EXTENSIONS) -> list[str]:
+def names(folder: Path, extensions: Iterable[str] = EXTENSIONS, *, labels: bool = False) -> list[str]:
     """What :func:`files` finds, relative to the folder, with slashes: texts, of which 10^5 are no burden.
 
+    Args:
+        folder: where to search.
+        extensions: of the files, lower case.
+        labels: whether the files belong to images. Of images a folder that is met again by a link counts once, under
+            its own name; labels are found by every name that leads to them.
+
     Raises:
+        MissingSplitError: the folder is missing, and it is that of images.
         DataError: as :func:`files`.
     """
     if said := _no_folder(folder):
-        raise DataError(f"{folder}: {said}.")
-    wanted, seen, found = set(extensions), {os.path.realpath(folder)}, []
+        if said == _MISSING and not labels:
+            raise MissingSplitError(f"{folder}: {said}.")
+        more = "; of a split without labels set labels: false (splits)" if labels else ""
+        raise DataError(f"{folder}: {said}{more}.")
+    wanted, found, real = set(extensions), [], os.path.realpath(folder)
+    seen, above = {real}, {os.fspath(folder): {real}}  # a folder -> where it and those above it really are
     for parent, folders, here in os.walk(folder, onerror=_unlistable, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        # links may lead back to where we were, or to a folder beside them, which counts under its own name
-        for name in sorted(folders, key=lambda name: os.path.islink(os.path.join(parent, name))):
-            target = os.path.realpath(os.path.join(parent, name))
-            if target in seen:
+        chain = above.pop(parent)
+        for name in sorted(folders, key=lambda name: os.path.islink(os.path.join(parent, name))):  # links last
+            path = os.path.join(parent, name)
+            target = os.path.realpath(path)
+            if target in (chain if labels else seen):  # a link may lead back to where we were
                 folders.remove(name)
+            else:
+                above[path] = chain | {target}
             seen.add(target)
         below = os.path.relpath(parent, folder).replace(os.sep, "/")
         start = "" if below == "." else f"{below}/"
@@ -209,67 +229,90 @@ def _unlistable(error: OSError) -> NoReturn:
 
 
 def listed(path: Path, images: Mapping[str, str], suffix: str = "") -> list[str]:
-    """The keys of ``images`` that a text file lists: one stem or path a line (its first column), matched by stem.
+    """The keys of ``images`` that a text file lists, each line one image.
 
     Args:
         path: the list.
         images: by key, see :func:`by_key`.
-        suffix: end of the stems that is no part of the keys; the list may have it or not.
+        suffix: see :func:`lines`.
 
     Raises:
-        DataError: the list is missing, unreadable or empty, or names an image that does not exist or is ambiguous.
+        MissingSplitError: the list is missing.
+        DataError: it is unreadable or empty, or names an image that does not exist or is ambiguous.
     """
-    by_stem: dict[str, list[str]] = {}
-    for key in images:
-        by_stem.setdefault(key.rpartition("/")[2], []).append(key)
     keys = []
-    for number, stem in stems(path, by_stem, suffix):
-        matches = by_stem.get(stem, [])
-        if len(matches) != 1:
+    for line in lines(path, images, suffix):
+        if len(line.keys) != 1:
             folder = os.path.commonpath([os.path.dirname(image) for image in images.values()])
-            what = "is not" if not matches else f"is {len(matches)} times"
-            raise DataError(f"{path}, line {number}: {stem!r} {what} in {folder} (matched by stem, any extension).")
-        keys += matches
+            what = f"is {len(line.keys)} times" if line.keys else "is not"
+            raise DataError(
+                f"{path}, line {line.number}: {line.name!r} {what} in {folder} (by stem and folder, any extension)."
+            )
+        keys += line.keys
     if not keys:
         raise DataError(f"{path}: the list of images is empty.")
     return keys
 
 
-def stems(path: Path, known: Collection[str], suffix: str = "") -> list[tuple[int, str]]:
-    """Number of the line, and the stem it names, of every line of a list that is not blank.
+@final
+class Line(NamedTuple):
+    """A line of a list: its number, the name it has, without extension, and the keys of the images it names."""
+
+    number: int
+    name: str
+    keys: list[str]
+
+
+def lines(path: Path, images: Collection[str], suffix: str = "") -> list[Line]:
+    """What every line of a list that is not blank names: one stem or path a line (its first column).
+
+    A stem names every image that has it. A path names the images whose key it ends, or else the one whose key, of all
+    the longest, ends it: folders count as far as line and key have them, so a list may have been written elsewhere.
 
     Names may have spaces: where the first column names no image, or has no extension and the line has one, a line that
     names an image as a whole is its name.
 
     Args:
         path: the list.
-        known: stems of images.
-        suffix: as in :func:`listed`.
+        images: keys, see :func:`by_key`.
+        suffix: end of the stems that is no part of the keys; the list may have it or not.
 
     Raises:
-        DataError: the list is missing or unreadable.
+        MissingSplitError: the list is missing.
+        DataError: it is unreadable.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        content = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the list of images cannot be read: {error}.") from error
-    return [(number, _named(line, known, suffix)) for number, line in enumerate(lines, 1) if line.strip()]
+        kind = MissingSplitError if missing(path) else DataError
+        raise kind(f"{path}: the list of images cannot be read: {error}.") from error
+    by_stem: dict[str, list[str]] = {}
+    for key in images:
+        by_stem.setdefault(key.rpartition("/")[2], []).append(key)
+    return [Line(number, *_named(line, by_stem, suffix)) for number, line in enumerate(content, 1) if line.strip()]
 
 
-def _named(line: str, known: Collection[str], suffix: str) -> str:
-    """The stem that a line names; that of its first column where no image is called so."""
+def _named(line: str, by_stem: Mapping[str, list[str]], suffix: str) -> tuple[str, list[str]]:
+    """The name in a line and the keys that it names; that of its first column where no image is called so."""
     whole, first = line.strip(), line.split()[0]
     names = [first]
     if "/" not in whole[len(first) :]:  # else the second column is another path
         names = [whole, first] if _is_file(whole) and not _is_file(first) else [first, whole]
-    stems = (_stem(name, known, suffix) for name in names)
-    return next((stem for stem in stems if stem in known), _stem(first, known, suffix))
+    named = {name: _keys(name, by_stem, suffix) for name in names}
+    return next((found for found in named.values() if found[1]), named[first])
 
 
 def _is_file(name: str) -> bool:
     return Path(name).suffix.lower() in EXTENSIONS | ARRAY_EXTENSIONS
 
 
-def _stem(text: str, known: Collection[str], suffix: str) -> str:
-    name = Path(text).stem if _is_file(text) else Path(text).name
-    return name if name in known else name.removesuffix(suffix)
+def _keys(text: str, by_stem: Mapping[str, list[str]], suffix: str) -> tuple[str, list[str]]:
+    path = PurePosixPath(text)
+    folders, stem = [part for part in path.parent.parts if part != "/"], path.stem if _is_file(text) else path.name
+    if stem not in by_stem:
+        stem = stem.removesuffix(suffix)
+    parts = [*folders, stem]
+    tails = ["/".join(parts[start:]) for start in range(len(parts))]
+    alike = by_stem.get(stem, [])
+    keys = [key for key in alike if f"/{key}".endswith(f"/{tails[0]}")]
+    return tails[0], keys or next(([tail] for tail in tails if tail in alike), [])

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, final
 
 import torch
 
-from densectx.data.base import Dataset, Split
+from densectx.data.base import Dataset, MissingSplitError, Split
 from densectx.data.cache import content_digest
 from densectx.data.fields import Fields
 from densectx.data.files import Files
@@ -118,7 +118,7 @@ class Manifest(Dataset):
     def _rows(self) -> list[_Row]:
         if missing(self.file):
             said = f"the manifest cannot be read: No such file{where_to_look(self.file)}"
-            raise DataError(f"{self.file}: {said}.", "file").within(self.key_path)
+            raise MissingSplitError(f"{self.file}: {said}.", "file").within(self.key_path)
         lines = _table(self.file)
         number, header = next(lines, (1, []))
         columns = self._columns(header)

@@ -105,10 +105,11 @@ class Paired(Dataset):
                 raise DataError(f"{folders[0]}: no image matches {', '.join(self.selection.include)}.")
             targets: Mapping[str, str] = {}
             if self.selection.labels:
-                targets = listing.by_key(folders[1], self.files.extensions)
+                targets = listing.by_key(folders[1], self.files.extensions, labels=True)
                 for key, path in taken.items():
                     if key not in targets:
-                        raise DataError(f"{path}: no target {key!r} (any extension) in {folders[1]}.")
+                        extensions = " ".join(sorted(self.files.extensions))
+                        raise DataError(f"{path}: no target {key!r} ({extensions}) in {folders[1]}.")
             found |= {path: _Entry(path, targets.get(key)) for key, path in taken.items()}
         return [found[path] for path in sorted(found)]
 

@@ -76,7 +76,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "classes": names.CAMVID,
             "palette": names.CAMVID_PALETTE,
             "ignore_index": 11,
-            "size": (360, 480),
         },
         # the same in the names and order of Yu & Koltun's published weights
         "camvid_road": {
@@ -87,7 +86,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "palette": names.ROAD_PALETTE,
             "ignore_index": 255,
             "remap": {11: "ignore"} | {old: new for new, old in enumerate((1, 5, 0, 8, 6, 3, 9, 7, 2, 4, 10))},
-            "size": (360, 480),
         },
         # Cityscapes (Cordts et al. 2016), fine annotations; the masks of its test split are not public
         "cityscapes": {
@@ -95,7 +93,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "images": "leftImg8bit/{subset}",
             "masks": "gtFine/{subset}",
             "suffixes": {"images": "_leftImg8bit", "masks": "_gtFine_labelIds"},
-            "size": (1024, 2048),
             "splits": {"test": {"from": ["test"], "labels": False}},
         },
         # semantic segmentation of KITTI (Alhaija et al. 2018): 200 labelled images, and no official validation split

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset as TorchDataset
 from densectx.data.alignment import REACH, Pair, compare, edge_correlation
 from densectx.data.base import Dataset, Located
 from densectx.data.causes import Cause, Colour, Expected, cause_of, palette_of_file
-from densectx.data.likeness import Print, print_of
+from densectx.data.concat import Concat
+from densectx.data.likeness import Print, print_of, same_picture
 from densectx.data.reader import is_deep, is_real
 from densectx.data.sample_rules import fault, wrong_ids
 from densectx.data.transforms import Augment
@@ -25,6 +26,7 @@ from densectx.rng import generator
 from densectx.types import Sample, SourceInfo
 
 _EDGES: Final = 200  # samples of a split at most whose masks are laid on their pictures
+_NAMESAKES: Final = 200  # about so many pictures of a split are compared with those that have their name
 
 
 class Seen(NamedTuple):
@@ -33,6 +35,7 @@ class Seen(NamedTuple):
     Attributes:
         name: what messages call it.
         error: why it cannot be used, empty if it can.
+        unread: whether that is because its files cannot be read, or do not fit together.
         cause: what its files say to that.
         size: (height, width).
         gray: whether its file has one channel.
@@ -51,6 +54,7 @@ class Seen(NamedTuple):
 
     name: str
     error: str = ""
+    unread: bool = False
     cause: Cause | None = None
     size: tuple[int, int] = (0, 0)
     gray: bool = False
@@ -86,7 +90,7 @@ class _Looks(TorchDataset[Seen]):
         try:
             sample = dataset[index]
         except DataError as error:
-            return Seen(name, _named(error, name), cause_of(paths, info, self._expected))
+            return Seen(name, _named(error, name), True, cause_of(paths, info, self._expected))
         if self._foreign and (broken := fault(sample, info, name)):
             return Seen(name, broken)
         seen = _look(name, sample, info)
@@ -162,8 +166,10 @@ class Survey:
     """What was found in one split of a source.
 
     Attributes:
+        skips: whether samples that cannot be read are passed over (``data.on_corrupt``).
         samples: how many were looked at.
         errors: a message for every sample that cannot be used.
+        skipped: the same of those that are passed over.
         causes: what the files of those say, with the name of the sample and its message.
         unlabelled: names of those without a single labelled pixel.
         sizes: ((height, width), (height, width)): least and greatest of either side.
@@ -181,10 +187,14 @@ class Survey:
         edges: sum of the correlations of borders and edges.
         laid: how many that sum has.
         palettes: (class, colour that a mask file has for it) -> number of files.
+        namesakes: how many pictures that a concat leaves out because of their name were looked at.
+        others: names of those of them that show something else, each with that of the one taken for them.
     """
 
+    skips: bool = False
     samples: int = 0
     errors: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     causes: list[tuple[str, str, Cause]] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
     sizes: tuple[tuple[int, int], tuple[int, int]] | None = None
@@ -202,12 +212,14 @@ class Survey:
     edges: Tensor = field(default_factory=lambda: torch.zeros(2 * REACH + 1, 2 * REACH + 1))
     laid: int = 0
     palettes: Counter[tuple[int, Colour]] = field(default_factory=Counter)
+    namesakes: int = 0
+    others: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, seen: Seen) -> None:
         """Count a sample."""
         self.samples += 1
         if seen.error:
-            self.errors.append(seen.error)
+            (self.skipped if self.skips and seen.unread else self.errors).append(seen.error)
             if seen.cause is not None:
                 self.causes.append((seen.name, seen.error, seen.cause))
             return
@@ -235,11 +247,27 @@ class Survey:
             self.edges, self.laid = self.edges + seen.edges, self.laid + 1
         self.palettes.update(seen.palette.items())
 
+    def add_namesakes(self, dataset: Concat) -> None:
+        """Look at what a concat leaves out because of its name; what cannot be read is passed over.
+
+        Raises:
+            DataError: the split cannot be listed.
+        """
+        pairs = dataset.namesakes()
+        for (part, index), (other, place) in pairs[:: max(1, len(pairs) // _NAMESAKES)]:
+            try:
+                same = same_picture(part[index]["image"], other[place]["image"])
+            except DataError:
+                continue
+            self.namesakes += 1
+            if not same:
+                self.others.append((part.name(index), other.name(place)))
+
     def to_json(self) -> dict[str, Any]:
         """Numbers only; names are in the problems."""
         return {
             "samples": self.samples,
-            "unusable": len(self.errors),
+            "unusable": len(self.errors) + len(self.skipped),
             "sizes": self.sizes,
             "gray": self.gray,
             "pixels": self.pixels,

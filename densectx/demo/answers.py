@@ -38,13 +38,13 @@ class Answering:
 
     Args:
         model: the model.
-        device: where it runs.
+        device: where it runs, from the first picture on.
         uploads: reads the pictures.
         store: keeps the files.
     """
 
     def __init__(self, model: DenseModel, device: torch.device, uploads: Uploads, store: Store) -> None:
-        self.model, self.device, self.uploads, self.store = model.to(device), device, uploads, store
+        self.model, self.device, self.uploads, self.store = model, device, uploads, store
         self._last: tuple[Any, Predictor, list[float]] | None = None
 
     def __call__(

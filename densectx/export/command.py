@@ -60,7 +60,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL", help="checkpoint, .safetensors file, run folder or model name")
     parser.add_argument("-f", "--format", required=True, choices=KINDS, help="see below")
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="the file to write")
-    parser.add_argument("--tasks", metavar="A,B", help="tasks to answer (default: all of the model)")
+    parser.add_argument("--tasks", metavar="A,B", help="tasks to answer (default: all; safetensors has all)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help='print one object with "format": 1')
     parser.add_allow_import("let the model name PKG.module:Attr")

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from densectx import __version__
 from densectx.checkpoint import load, locate, plugins
 from densectx.distributions import how_to_install
-from densectx.errors import ConfigError, DensectxError, PluginError, unknown
+from densectx.errors import ConfigError, DensectxError, PluginError, StorageError, brief, unknown
 from densectx.export import parity
 from densectx.export.graph import FORMAT, Graph, describe
 from densectx.export.parity import SIZES, TOLERANCE, Answer
@@ -49,20 +49,22 @@ def run(path: str, kind: str, out: Path, tasks: Sequence[str] | None = None, *, 
         path: checkpoint, run folder or name of the model.
         kind: one of :data:`KINDS`.
         out: the file.
-        tasks: keys, None for all.
+        tasks: keys, None for all; ``safetensors`` holds all of them.
         overwrite: whether ``out`` may exist.
 
     Returns:
         What ``--json`` prints.
 
     Raises:
-        ConfigError: a missing package, an impossible name of the file, an unknown task.
+        ConfigError: a missing package, an impossible name of the file, an unknown task, tasks of ``safetensors``.
         CheckpointError, PluginError: the model cannot be loaded, or a part that a package brought cannot be exported.
         NumericError: the file answers otherwise than the model.
         StorageError: the file system refuses.
     """
     began = time.monotonic()
     _check_packages(kind)
+    if tasks is not None and kind == "safetensors":
+        raise ConfigError("--tasks: -f safetensors writes the whole model with all of its tasks; leave --tasks away.")
     _check_name(kind, out, locate(path), overwrite=overwrite)
     model = load(path)
     graph = Graph(model, _keys(model, tasks))
@@ -79,6 +81,9 @@ def run(path: str, kind: str, out: Path, tasks: Sequence[str] | None = None, *, 
             os.replace(part, out)
     except OSError as error:
         raise storage_error(out, error) from error
+    except StorageError as error:  # names the part, which is gone
+        why = brief(error.__cause__ or error)
+        raise StorageError(f"{out}: cannot be written: {why}; free space or choose another -o.") from error
     return {
         "format": FORMAT,
         "file": str(out),

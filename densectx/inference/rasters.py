@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def png16(values: NDArray[np.uint16]) -> bytes:
+def png16(values: NDArray[np.uint16], most: int = 1 << 30) -> bytes:
     """A PNG file of 16 bits a channel, which Pillow cannot write in colour.
 
     Args:
         values: (H, W) or (H, W, 3).
+        most: bytes of a chunk; the format takes less than 2^31.
 
     Source: ISO/IEC 15948 (PNG), filter type 2 (up).
     """
@@ -25,9 +26,14 @@ def png16(values: NDArray[np.uint16]) -> bytes:
     filtered[:1, 1:] = rows[:1]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     header = struct.pack(">IIBBBBB", width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.tobytes())), (b"IEND", b""))
+    packed = memoryview(zlib.compress(filtered.tobytes()))
+    chunks: list[tuple[bytes, bytes | memoryview]] = [(b"IHDR", header)]
+    chunks += [(b"IDAT", packed[start : start + most]) for start in range(0, len(packed), most)]
+    chunks += [(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+        part
+        for name, data in chunks
+        for part in (struct.pack(">I", len(data)), name, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(name))))
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from densectx.errors import ConfigError
+from densectx.errors import ConfigError, PluginError
 from densectx.losses.base import Countable, Form
 from densectx.registry import LOSSES
 from densectx.typecheck import fits
@@ -39,7 +39,7 @@ class Criterion(nn.Module):
         self, spec: Spec | Sequence[Spec], where: str = "loss", *, form: Form | None = None, **runtime: Any
     ) -> None:
         super().__init__()
-        runtime["form"] = form
+        runtime["form"] = self.form = form
         specs = [spec] if isinstance(spec, str | Mapping) else list(spec)
         self.terms = nn.ModuleDict()
         self.coefficients: dict[str, float] = {}
@@ -66,12 +66,31 @@ class Criterion(nn.Module):
         return terms
 
     def forward(self, output: Tensor, target: Tensor) -> Terms:
-        """The terms, each (sum, weight), before their coefficients."""
+        """The terms, each (sum, weight), before their coefficients.
+
+        Args:
+            output: (B, K, H, W).
+            target: as ``form`` says.
+
+        Raises:
+            PluginError: labels or numbers of another batch or size than the output, which torch would pair all with
+                all; whether channels may differ is up to a loss.
+        """
+        if self.form in ("labels", "numbers") and _places(output) != _places(target):
+            raise PluginError(
+                f"loss {', '.join(self.terms)}: the output is {tuple(output.shape)}, the target {tuple(target.shape)};"
+                " expected (B, C, H, W) twice, of one B, H and W. Let `prepare` of the task make such a target."
+            )
         return {name: loss(output, target) for name, loss in self.terms.items()}
 
     def weights(self, target: Tensor) -> dict[str, Tensor]:
         """The weights that the terms will have for a target, of those that are countable."""
         return {name: loss.weight(target) for name, loss in self.terms.items() if isinstance(loss, Countable)}
+
+
+def _places(x: Tensor) -> tuple[int, ...]:
+    """The shape without channels."""
+    return (*x.shape[:1], *x.shape[2:])
 
 
 def _check_form(name: str, form: Form | None, where: str) -> None:

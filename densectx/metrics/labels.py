@@ -25,7 +25,6 @@ class LabelMetrics(Metric):
 
     Args:
         names: of the K classes.
-        threshold: probability from which a label counts as given.
         boundary: width of the bands along contours / diagonal of the picture (the paper: 0.02), null for none.
     """
 
@@ -33,19 +32,19 @@ class LabelMetrics(Metric):
     bands: Tensor
     full_state_update = False
 
-    def __init__(self, names: Sequence[str], threshold: float = 0.5, boundary: float | None = None) -> None:
+    def __init__(self, names: Sequence[str], boundary: float | None = None) -> None:
         super().__init__()
-        self.names, self.threshold, self.boundary = tuple(names), threshold, boundary
+        self.names, self.boundary = tuple(names), boundary
         # by class: [truth, prediction]
         self.add_state("tables", torch.zeros(len(names), 2, 2, dtype=torch.long), dist_reduce_fx="sum")
         if boundary is not None:
             self.add_state("bands", torch.zeros(2, len(names), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """(B, K, H, W) probabilities, and (B, K, H, W) float labels, 1 from 0.5 on, NaN = unlabelled."""
+        """(B, K, H, W) probabilities and float labels, both a yes from 0.5 on, NaN in the labels = unlabelled."""
         for index in range(len(self.names)):
             truth, known = (target[:, index] >= 0.5).long(), ~target[:, index].isnan()
-            given = (prediction[:, index] >= self.threshold).long()
+            given = (prediction[:, index] >= 0.5).long()
             self.tables[index] += torch.bincount((2 * truth + given)[known], minlength=4).view(2, 2)
             if self.boundary is not None:
                 self.bands[:, index] += boundary_counts(given, truth, known, 2, self.boundary)[:, 1]

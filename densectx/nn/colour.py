@@ -45,12 +45,13 @@ def grey(x: Tensor) -> Tensor:
     return (x * weight).sum(1, keepdim=True)
 
 
-_YCBCR = ((0.299, 0.587, 0.114), (-0.299 / 1.772, -0.587 / 1.772, 0.5), (0.5, -0.587 / 1.402, -0.114 / 1.402))
-
-
 def rgb_to_ycbcr(x: Tensor) -> Tensor:
-    """Full-range BT.601 (JPEG, ITU-T T.871) with chroma about 0: (B, 3, H, W) -> (B, 3, H, W), nothing clamped."""
-    return torch.einsum("oc,bchw->bohw", x.new_tensor(_YCBCR), x)
+    """Full-range BT.601 (JPEG, ITU-T T.871) with chroma about 0: (B, 3, H, W) -> (B, 3, H, W), nothing clamped.
+
+    The first channel is :func:`grey`.
+    """
+    y = grey(x)
+    return torch.cat([y, (x[:, 2:] - y) / 1.772, (x[:, :1] - y) / 1.402], 1)
 
 
 def ycbcr_to_rgb(x: Tensor) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Final
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-_LOCKS: Final[WeakKeyDictionary[nn.Module, threading.RLock]] = WeakKeyDictionary()  # not in modules: they are copied
-_MAKING: Final = threading.Lock()
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # not in modules: they are copied
+_making = threading.Lock()
 
 
 @contextmanager
@@ -35,5 +35,15 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 def _lock(module: nn.Module) -> threading.RLock:
     """The lock of a module; one thread may take it again inside."""
-    with _MAKING:
-        return _LOCKS.setdefault(module, threading.RLock())
+    with _making:
+        return _locks.setdefault(module, threading.RLock())
+
+
+def _forget() -> None:
+    """New locks in a forked process: those of threads that it does not have would stay taken for ever."""
+    global _locks, _making
+    _locks, _making = WeakKeyDictionary(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_forget)

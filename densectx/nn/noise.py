@@ -24,7 +24,7 @@ def noise_level(image: Tensor) -> Tensor:
     Sixth differences along both axes leave the noise and little of the picture (Donoho & Johnstone 1994 and Immerkaer
     1996 use lower orders); their mean square is taken in blocks of 16x16, and the block at one tenth of the order,
     from the flattest on, decides, corrected by what it has on pure noise. Blocks with many black or white pixels do
-    not count: clipping removes noise.
+    not count, since clipping removes noise; blocks that are black or white all over count only if there are no others.
 
     Measured on 20 photographs of BSDS500 and the 12 of Set12, gray, sigma 5 / 10 / 15 / 25 / 50 of 255: mean error
     +0.71 / +0.58 / +0.46 / +0.33 / -0.13 (texture reads as noise), mean absolute error 0.71 / 0.58 / 0.47 / 0.40 /
@@ -86,8 +86,10 @@ def _blocks(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inside = x[..., reach // 2 : -(reach // 2), reach // 2 : -(reach // 2)].contiguous()
         ends = ((inside <= 0) | (inside >= 1)).float()
         mean, variance, saturated = (F.avg_pool2d(y, _BLOCK, _BLOCK // 2).flatten(1) for y in (inside, detail, ends))
-        # at strong noise every block has such pixels: then those that have few count, at least a quarter of all
-        limit = saturated.sort(1).values[:, saturated.shape[1] // 4, None].clamp_min(_SATURATED)
+        # at strong noise every block has such pixels: then those that have few count, at least a quarter of the blocks
+        # that have others too; blocks without others, as in a black frame, are last in the order
+        quarter = (saturated < 1).sum(1, keepdim=True) // 4
+        limit = saturated.sort(1).values.gather(1, quarter).clamp_min(_SATURATED)
         return mean, variance, saturated <= limit
 
 

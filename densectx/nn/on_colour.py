@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from densectx.nn.colour import rgb_to_ycbcr, ycbcr_to_rgb
+from densectx.nn.precision import no_autocast
 from densectx.nn.resize import bicubic
 
 
@@ -19,6 +20,13 @@ def per_channel(run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 
 def luma_only(run: Callable[[Tensor], Tensor], image: Tensor, scale: int) -> Tensor:
-    """Luma by a network (B, 1, H, W) -> (B, 1, H * scale, W * scale), chroma by bicubic enlargement; unclamped sRGB."""
-    ycc = rgb_to_ycbcr(image)
-    return ycbcr_to_rgb(torch.cat([run(ycc[:, :1]), bicubic(ycc[:, 1:], up=scale)], 1))
+    """Luma by a network (B, 1, H, W) -> (B, 1, H * scale, W * scale), chroma by bicubic enlargement; unclamped sRGB.
+
+    Only the network runs under autocast.
+    """
+    with no_autocast(image.device):
+        ycc = rgb_to_ycbcr(image)
+        chroma = bicubic(ycc[:, 1:], up=scale)
+    answer = run(ycc[:, :1])
+    with no_autocast(image.device):
+        return ycbcr_to_rgb(torch.cat([answer, chroma], 1))

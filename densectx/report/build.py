@@ -12,7 +12,7 @@ import torch
 
 import densectx
 from densectx.data.base import Split
-from densectx.errors import DensectxError, StorageError
+from densectx.errors import ConfigError, DensectxError, StorageError
 from densectx.model import DenseModel
 from densectx.report import environment, settings
 from densectx.report.classes import classes
@@ -51,12 +51,15 @@ def write_report(
         The file, and what could not be had (a damaged checkpoint, data that is not there); the page says so too.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or the device is ``mps``.
         StorageError: the file cannot be written.
     """
+    device = torch.device(device)
+    if device.type == "mps":
+        raise ConfigError("--device mps: Apple's GPU has no float64, in which metrics are summed; take cpu.")
     found = open_run(run)
     target = Path(out) if out is not None else found.folder / "report.html"
-    text = render(found, split, limit, torch.device(device))
+    text = render(found, split, limit, device)
     temporary = target.with_name(f"{target.name}.tmp.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -14,6 +14,7 @@ from torch import distributed
 
 from densectx.data.module import DataModule
 from densectx.errors import ConfigError, DataError, DensectxError, DistributedError, MemoryLimitError, unknown
+from densectx.resilience.open_files import too_many_open_files
 
 _MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|out of memory|bad_alloc", re.IGNORECASE)
 _LOST = re.compile(
@@ -52,6 +53,8 @@ def explained(error: BaseException, data: DataModule | None) -> DensectxError | 
         _MEMORY.search(text) if isinstance(error, RuntimeError) else getattr(error, "errno", 0) == errno.ENOMEM
     ):
         return MemoryLimitError(_out_of_memory(text or type(error).__name__, data))
+    if isinstance(error, OSError | RuntimeError) and (limit := too_many_open_files(text)):
+        return MemoryLimitError(limit)
     if isinstance(error, ValueError) and (found := _NO_VALIDATION.search(text)):
         return ConfigError(
             f"{found[1]} batches, and an epoch has {found[2]}: nothing would be validated. Take fewer, or set"

@@ -64,7 +64,8 @@ class Task(nn.Module, ABC):
         maps: how many of the last channels are maps (a noise level) that the trunk may leave to the head.
 
     Attributes:
-        requires: sample keys it cannot train or evaluate without.
+        requires: sample keys it cannot train or evaluate without; the model refuses a source without those of labels
+            (``mask``, ``target``).
         score: the metric it is judged by and the trivial answer beside it.
         scale: size of the answer / size of the image.
         input_scale: size of x / size of the image (a network that is fed an enlarged image); divides ``scale``.

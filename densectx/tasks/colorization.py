@@ -106,15 +106,20 @@ class Colorization(Task, Counting, ReadingFiles):
         known = ~batch["gray"].view(-1, 1, 1, 1)
         if "valid" in batch:
             known = known & batch["valid"][:, None]
-        return lab[:, :1] / 100, {"ab": torch.where(known, lab[:, 1:], torch.nan)}
+        target = {"ab": torch.where(known, lab[:, 1:], torch.nan)}
+        if "surround" in batch:
+            target["surround"] = batch["surround"]
+        return lab[:, :1] / 100, target
 
     def inputs(self, image: Tensor, options: Options) -> Tensor:
         """The lightness of the given image; its colours are not looked at."""
         return rgb_to_lab(as_rgb(image))[:, :1] / 100
 
     def loss(self, output: Tensor, target: Target) -> Terms:
-        """Of (a, b) / 110, or of the bins of cells."""
-        return self.criterion(*self.chroma.compared(output, target["ab"]))
+        """Of (a, b) / 110, or of the bins of cells, which begin at the first pixel that is no surroundings."""
+        ab, border = target["ab"], int(target["surround"][0]) if "surround" in target else 0
+        rows, columns = (slice(border, size - border) for size in ab.shape[-2:])
+        return self.criterion(*self.chroma.compared(output[..., rows, columns], ab[..., rows, columns]))
 
     def weights(self, target: Target) -> dict[str, Tensor]:
         """Of what is known of the target."""

@@ -90,14 +90,10 @@ class Denoising(restoring.Restoring):
         self.image_channels, self.cutblur = info.channels, restoring.chance("denoising: cutblur", cutblur)
         if conditioned and poisson:
             self.options = {"sigma": None, "gain": None}
-            # no more than an image can have: a checkerboard looks like noise beyond that
-            self.estimators = {
-                "sigma": lambda x: (signal_noise(x)[1] * 255).clamp(max=255),
-                "gain": lambda x: signal_noise(x)[0].clamp(max=1),
-            }
+            self.estimators = {"sigma": _sigma_beside_gain, "gain": _gain}
         elif conditioned:
             self.options = {"sigma": None}
-            self.estimators = {"sigma": lambda x: (noise_level(x) * 255).clamp(max=255)}
+            self.estimators = {"sigma": _sigma}
         level = f"sigma {self.test_sigma:g}" + (f", gain {self.test_gain:g}" if poisson else "")
         self.convention = (
             f"{level} not clipped, 8-bit {restoring.colours(info.channels)}, whole image, per image, peak 255"
@@ -139,7 +135,7 @@ class Denoising(restoring.Restoring):
         """The given (noisy) image, with its level map if the network takes one.
 
         Raises:
-            ConfigError: a level is out of range.
+            ConfigError: a level is out of range, or not a number since the image has values that are not finite.
         """
         if not self.conditioned:
             return image
@@ -176,6 +172,21 @@ def deviation(x: Tensor, sigma: Tensor, gain: Tensor) -> Tensor:
     return (gain * x.clamp_min(0) + (sigma / 255).square()).sqrt()
 
 
+def _sigma(image: Tensor) -> Tensor:
+    """Estimate of sigma; no more than an image can have: a checkerboard looks like noise beyond that."""
+    return (noise_level(image) * 255).clamp(max=255)
+
+
+def _sigma_beside_gain(image: Tensor) -> Tensor:
+    """The same with a gain."""
+    return (signal_noise(image)[1] * 255).clamp(max=255)
+
+
+def _gain(image: Tensor) -> Tensor:
+    """Estimate of the gain, at most 1."""
+    return signal_noise(image)[0].clamp(max=1)
+
+
 def _level(name: str, value: float | Tensor | None, high: float, image: Tensor) -> Tensor:
     """An option of ``predict`` as (B, 1, 1, 1)."""
     if value is None:
@@ -184,6 +195,8 @@ def _level(name: str, value: float | Tensor | None, high: float, image: Tensor) 
     level = number.to(image.device, torch.float32).expand(image.shape[0]).view(-1, 1, 1, 1)
     # a graph that is being exported has no numbers to check, nor has a picture that is only a shape
     if not (torch.compiler.is_compiling() or level.is_meta) and not bool(((level >= 0) & (level <= high)).all()):
+        if level.isnan().any() and not image.isfinite().all():
+            raise ConfigError(f"denoising: {name} cannot be estimated: the image has values that are NaN or infinite.")
         raise ConfigError(
             f"denoising: {name} is {value}, expected 0 to {high:g}, or a negative number to have it estimated"
             " (--set denoising.sigma=25, options={'denoising.sigma': 25})."

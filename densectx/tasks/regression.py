@@ -115,7 +115,7 @@ class Regression(Task, Counting):
         loss: Spec | Sequence[Spec] = "l1",
     ) -> None:
         super().__init__(source, weight, channels=info.channels, in_channels=in_channels)
-        if "target" not in info.keys or info.target != "map":
+        if info.target != "map":
             raise ConfigError(f"regression: source {source!r} has no map of numbers as its target; name one that has.")
         if outputs < 1:
             raise ConfigError(f"regression: outputs {outputs} must be positive, the channels of the target.")

@@ -97,7 +97,7 @@ def check_pairs(task: str, source: str, info: SourceInfo, scale: int) -> None:
     Raises:
         ConfigError: no such target, or another ratio; both ratios are named.
     """
-    if "target" not in info.keys or info.target != "image":
+    if info.target != "image":
         raise ConfigError(
             f"{task}: source {source!r} has no second picture of each scene as its target"
             f" (its target is {info.target!r}); name a data set of pairs."

@@ -160,7 +160,7 @@ class Segmentation(Task, Counting):
 def _check_source(mode: Mode, source: str, info: SourceInfo, classes: int | None) -> None:
     count, names = len(info.classes), ", ".join(info.classes)
     if mode == "multilabel":
-        if "target" not in info.keys or info.target != "labels" or not info.classes:
+        if info.target != "labels" or not info.classes:
             raise ConfigError(
                 f"segmentation: mode multilabel needs labels of 0 or 1 for each class as the target, but source"
                 f" {source!r} has none; name a source that has, or take mode multiclass for masks of class ids."

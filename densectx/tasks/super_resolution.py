@@ -117,8 +117,11 @@ class SuperResolution(restoring.Restoring):
         """PSNR and SSIM on luma of the answer and of bicubic enlargement."""
         enlarged = self._enlarged(x)
         for row, gray in enumerate(target["gray"].tolist()):
-            answers = (self._measured(y[row : row + 1], gray) for y in (prediction, enlarged, target["image"]))
-            restoring.measure(self.metrics, *answers)
+            images = (y[row : row + 1] for y in (prediction, enlarged, target["image"]))
+            # of a gray file, as predict writes it
+            answer, baseline, truth = (grey(y) if gray else y for y in images)
+            measured = (self._measured(y, gray) for y in (quantize(answer), quantize(baseline), truth))
+            restoring.measure(self.metrics, *measured)
 
     def draw(self, prediction: Tensor, x: Tensor, target: Target) -> list[Tensor]:
         """Bicubic, answer, truth."""
@@ -146,7 +149,6 @@ class SuperResolution(restoring.Restoring):
 
     def _measured(self, image: Tensor, gray: bool) -> Tensor:
         """The channel that the literature measures, borders cropped unless nothing would be left."""
-        image = quantize(grey(image) if gray else image)  # of a gray file, as predict writes it
         if gray:
             y = image
         elif image.shape[1] == 1:  # made of colours by the reader

@@ -14,12 +14,11 @@ from densectx.backbones.base import Backbone
 from densectx.nn.norm import set_norm
 from densectx.registry import BACKBONES
 from densectx.testing.modules import (
+    check_alike_in_bf16,
     check_answer,
     check_gradients,
-    check_like,
-    check_registered,
+    check_round_trip,
     check_untouched,
-    load_into,
     modes,
     stir,
 )
@@ -157,27 +156,15 @@ def is_alike_in_bf16(case: BackboneCase) -> None:
     """bf16 autocast changes the coarsest level by a few percent at most."""
     net = case.build().eval()
     x = case.image(net)
-    with torch.no_grad():
-        exact = net(x)[-1]
-        with torch.autocast("cpu", torch.bfloat16):
-            half = net(x)[-1]
-    check_like(half, exact, "the last level")
+    check_alike_in_bf16(lambda: net(x)[-1], "the last level")
 
 
 def state_round_trip(case: BackboneCase) -> None:
     """Its state, loaded into one built anew, gives the same levels to the bit; every tensor is registered."""
-    net, other = case.build(0), case.build(1)
-    check_registered(net)
+    net = case.build(0)
     x = case.image(net)
     net.train()(x)  # statistics that are not the first ones
-    load_into(other, net)
-    with torch.no_grad():
-        equal = same(net.eval()(x), other.eval()(x))
-    expect(
-        equal,
-        "one built anew with the saved state answers differently",
-        "keep what is learned in parameters and buffers",
-    )
+    check_round_trip(net, case.build(1), lambda one: one(x))
 
 
 def norms_can_be_exchanged(case: BackboneCase) -> None:

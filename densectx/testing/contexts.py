@@ -13,17 +13,15 @@ from torch import Tensor
 from densectx.nn.context import Context
 from densectx.registry import CONTEXTS
 from densectx.testing.modules import (
+    check_alike_in_bf16,
     check_answer,
     check_gradients,
-    check_like,
-    check_registered,
+    check_one_by_one,
+    check_round_trip,
     check_untouched,
-    load_into,
 )
 from densectx.testing.report import Check, expect, run_checks
-from densectx.testing.states import changed, random_states
 from densectx.testing.subjects import Subject, called, check_documented, named
-from densectx.testing.values import difference, same
 
 CHANNELS: Final = 4
 CLOSE: Final = 1e-4
@@ -87,39 +85,19 @@ def answers_samples_one_by_one(case: ContextCase) -> None:
     """In evaluation mode a sample does not depend on the batch, nothing is random and the input stays."""
     context, x = case.build().eval(), case.cells()
     before = x.clone()
-    with torch.no_grad():
-        together = context(x)
-        check_untouched(before, x, "forward", "the input")
-        states = random_states()
-        alone = context(x[1:])
-    used = changed(states, random_states())
-    expect(not used, f"in evaluation mode it uses {', '.join(used)}", "drop and draw only if self.training")
-    error = difference(alone[0], together[1])
-    expect(error < CLOSE, f"alone a sample differs by {error:.3g}", "take no statistics over the batch in eval()")
+    check_one_by_one(lambda rows: context(x[rows]), CLOSE)
+    check_untouched(before, x, "forward", "the input")
 
 
 def is_alike_in_bf16(case: ContextCase) -> None:
     """bf16 autocast changes the output by a few percent at most."""
     context, x = case.build().eval(), case.cells()
-    with torch.no_grad():
-        exact = context(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = context(x)
-    check_like(half, exact, "the output")
+    check_alike_in_bf16(lambda: context(x), "the output")
 
 
 def state_round_trip(case: ContextCase) -> None:
     """Its state, loaded into one built anew, gives the same output to the bit; every tensor is registered."""
-    context, other = case.build(0), case.build(1)
-    check_registered(context)
-    load_into(other, context)
-    with torch.no_grad():
-        equal = same(context.eval()(case.cells()), other.eval()(case.cells()))
-    expect(
-        equal,
-        "one built anew with the saved state answers differently",
-        "keep what is learned in parameters and buffers",
-    )
+    check_round_trip(case.build(0), case.build(1), lambda context: context(case.cells()))
 
 
 CHECKS: Final = (

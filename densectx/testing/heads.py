@@ -15,16 +15,16 @@ from densectx.nn.precision import full
 from densectx.nn.resize import bicubic
 from densectx.registry import HEADS
 from densectx.testing.modules import (
+    check_alike_in_bf16,
     check_answer,
     check_gradients,
-    check_like,
-    check_registered,
+    check_one_by_one,
+    check_round_trip,
     check_untouched,
-    load_into,
     stir,
 )
 from densectx.testing.report import Check, expect, run_checks
-from densectx.testing.states import changed, preserved, random_states, settings
+from densectx.testing.states import changed, preserved, settings
 from densectx.testing.subjects import Subject, called, check_documented, named
 from densectx.testing.values import copied, difference, same
 from densectx.types import Feature
@@ -161,14 +161,7 @@ def answers_samples_one_by_one(case: HeadCase) -> None:
     """In evaluation mode a sample's output does not depend on the batch, and nothing is random."""
     head = case.build().eval()
     levels, x = case.given()
-    with torch.no_grad():
-        together = head(levels, x)
-        states = random_states()
-        alone = head([level[1:] for level in levels], x[1:])
-    used = changed(states, random_states())
-    expect(not used, f"in evaluation mode it uses {', '.join(used)}", "drop and draw only if self.training")
-    error = difference(alone[0], together[1])
-    expect(error < CLOSE, f"alone a sample differs by {error:.3g}", "take no statistics over the batch in eval()")
+    check_one_by_one(lambda rows: head([level[rows] for level in levels], x[rows]), CLOSE)
 
 
 def leaves_its_arguments_and_the_process(case: HeadCase) -> None:
@@ -188,26 +181,12 @@ def is_alike_in_bf16(case: HeadCase) -> None:
     """bf16 autocast changes the output by a few percent at most."""
     head = case.build().eval()
     given = case.given()
-    with torch.no_grad():
-        exact = head(*given)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = head(*given)
-    check_like(half, exact, "the output")
+    check_alike_in_bf16(lambda: head(*given), "the output")
 
 
 def state_round_trip(case: HeadCase) -> None:
     """Its state, loaded into one built anew, gives the same output to the bit; every tensor is registered."""
-    head, other = case.build(seed=0), case.build(seed=1)
-    check_registered(head)
-    load_into(other, head)
-    given = case.given()
-    with torch.no_grad():
-        equal = same(head.eval()(*given), other.eval()(*given))
-    expect(
-        equal,
-        "one built anew with the saved state answers differently",
-        "keep what is learned in parameters and buffers",
-    )
+    check_round_trip(case.build(seed=0), case.build(seed=1), lambda head: head(*case.given()))
 
 
 CHECKS: Final = (

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from densectx.testing.report import expect
-from densectx.testing.values import copied, same, shape, tensors
+from densectx.testing.states import changed, random_states
+from densectx.testing.values import copied, difference, same, shape, tensors
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _OWN = ("_parameters", "_buffers", "_modules")
 
@@ -77,13 +80,16 @@ def check_untouched(before: Any, after: Any, method: str, what: str) -> None:
     )
 
 
-def check_like(half: Tensor, full: Tensor, what: str) -> None:
-    """bfloat16 within a few percent of float32.
+def check_alike_in_bf16(answer: Callable[[], Tensor], what: str) -> None:
+    """Under bf16 autocast an answer is within a few percent of float32.
 
     Raises:
         CheckFailed: not finite, or farther away.
     """
-    half, full = half.detach().float(), full.detach().float()
+    with torch.no_grad():
+        full = answer().float()
+        with torch.autocast("cpu", torch.bfloat16):
+            half = answer().float()
     expect(bool(half.isfinite().all()), f"{what} is not finite under bf16 autocast", "take sums and ratios in float32")
     error, level = float((half - full).abs().mean()), float(full.abs().mean())
     expect(
@@ -107,6 +113,39 @@ def check_answer(
     expect(fits, f"{what} is {shape(y)}, expected {wanted}", advice)
     expect(dtype in (None, y.dtype), f"{what} is {shape(y)}, expected {str(dtype).removeprefix('torch.')}", advice)
     expect(bool(y.isfinite().all()), f"{what} has values that are not finite", "look for 0 / 0, log of 0 and overflow")
+
+
+def check_one_by_one(answer: Callable[[slice], Tensor], close: float) -> None:
+    """The answer of a part in evaluation mode to some of its samples, of which it has two, depends on no other.
+
+    Raises:
+        CheckFailed: it does, or uses a generator of the process.
+    """
+    with torch.no_grad():
+        together = answer(slice(None))
+        states = random_states()
+        alone = answer(slice(1, None))
+    used = changed(states, random_states())
+    expect(not used, f"in evaluation mode it uses {', '.join(used)}", "drop and draw only if self.training")
+    error = difference(alone[0], together[1])
+    expect(error < close, f"alone a sample differs by {error:.3g}", "take no statistics over the batch in eval()")
+
+
+def check_round_trip(module: ModuleT, other: ModuleT, answer: Callable[[ModuleT], Any]) -> None:
+    """The state of a part, loaded into one built anew, gives the same answer to the bit; every tensor is registered.
+
+    Raises:
+        CheckFailed: it does not, or one is not.
+    """
+    check_registered(module)
+    load_into(other, module)
+    with torch.no_grad():
+        equal = same(answer(module.eval()), answer(other.eval()))
+    expect(
+        equal,
+        "one built anew with the saved state answers differently",
+        "keep what is learned in parameters and buffers",
+    )
 
 
 def load_into(other: nn.Module, module: nn.Module) -> None:

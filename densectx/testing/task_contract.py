@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from densectx.errors import ConfigError, DataError
+from densectx.errors import DataError
 from densectx.heads.base import Head
 from densectx.registry import TASKS
 from densectx.tasks.base import Task
@@ -74,23 +73,6 @@ def declares_what_exists(case: TaskCase) -> None:
         )
     for name in task.options:
         expect(bool(re.fullmatch(r"[a-z]\w*", name)), f"run-time option {name!r}", "call it like a Python variable")
-
-
-def refuses_a_source_without_its_labels(case: TaskCase) -> None:
-    """A source that cannot deliver what it requires is refused when the config is read, not left out in silence."""
-    for key in case.labelled:
-        keys = tuple(k for k in case.info.keys if k != key)
-        poor = replace(case.info, keys=keys, target="none" if key == "target" else case.info.target)
-        poor = replace(poor, classes=()) if key == "mask" else poor
-        try:
-            case.model(info=poor)
-        except ConfigError:
-            continue
-        expect(
-            False,
-            f"a source without {key!r} is accepted, though the task requires it",
-            f"raise ConfigError in the constructor if {key!r} is not in info.keys, naming the source",
-        )
 
 
 def prepare_gives_what_it_declares(case: TaskCase) -> None:

@@ -17,7 +17,6 @@ CHECKS: Final[tuple[Callable[[TaskCase], None], ...]] = (
     task_contract.builds_from_a_spec,
     task_contract.is_documented,
     task_contract.declares_what_exists,
-    task_contract.refuses_a_source_without_its_labels,
     task_contract.prepare_gives_what_it_declares,
     task_contract.prepare_leaves_the_batch,
     task_contract.prepare_is_repeatable,

@@ -20,6 +20,7 @@ from densectx.data.labels import read_field
 from densectx.data.reader import read_image
 from densectx.errors import ConfigError, DataError
 from densectx.losses import Criterion, Loss
+from densectx.metrics.states import accumulate
 from densectx.nn.colour import as_rgb
 from densectx.tasks.base import Options, Target, Task
 from densectx.tasks.regression import Range, side_by_side
@@ -67,6 +68,12 @@ def measures(answer: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([abs_rel, sq_rel, square.sqrt(), square_log.sqrt(), *deltas])
 
 
+def median(values: Tensor) -> Tensor:
+    """The middle value (N,) -> (), of an even number the mean of the two middle ones, as ``numpy.median``."""
+    ordered, count = values.sort().values, len(values)
+    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+
+
 @final
 class DepthMetrics(Metric):
     """The usual errors of depth: of each image over its known pixels, then the mean over images that have any.
@@ -97,11 +104,11 @@ class DepthMetrics(Metric):
             known = ~depth.isnan()
             if known.any():
                 answer, truth = image[known], depth[known]
-                median = truth.median()
+                centre = median(truth)
                 if self.median_scaling:
-                    answer = answer * (median / answer.median())
-                self.total += torch.stack([measures(answer, truth), measures(median.expand_as(truth), truth)])
-                self.images += 1
+                    answer = answer * (centre / median(answer))
+                total = torch.stack([measures(answer, truth), measures(centre.expand_as(truth), truth)])
+                accumulate(self, total=total, images=1)
 
     def compute(self) -> dict[str, Tensor]:
         """{measure: scalar, measure_median: scalar}; NaN without known pixels."""
@@ -149,7 +156,7 @@ class Depth(Task):
         loss: Spec | Sequence[Spec] = "silog",
     ) -> None:
         super().__init__(source, weight, channels=info.channels, in_channels=in_channels)
-        if "target" not in info.keys or info.target != "map" or info.scale != 1:
+        if info.target != "map" or info.scale != 1:
             raise ConfigError(f"depth: source {source!r} has no map of depths of its images' size as the target.")
         self.range = Range(low, high, "log")
         if median_scaling:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -14,7 +14,7 @@ from densectx import HEADS
 from densectx.errors import ConfigError, DataError
 from densectx.losses import Countable, Criterion, Loss
 from densectx.nn.colour import as_rgb
-from densectx.tasks.base import Counting, Target, Task
+from densectx.tasks.base import Counting, Options, Target, Task
 from densectx.types import Feature, Sample, Score, SourceInfo, Spec, Terms
 
 
@@ -111,7 +111,7 @@ class Edges(Task, Counting):
         loss: Spec | Sequence[Spec] = "balanced_bce",
     ) -> None:
         super().__init__(source, weight, channels=info.channels, in_channels=in_channels)
-        if "target" not in info.keys or info.target != "map" or info.scale != 1:
+        if info.target != "map" or info.scale != 1:
             raise ConfigError(f"edges: source {source!r} has no map of boundaries of its images' size as the target.")
         if not 0 < threshold <= 1:
             raise ConfigError(f"edges: threshold {threshold} is not in (0, 1].")
@@ -134,7 +134,7 @@ class Edges(Task, Counting):
             )
         return batch["image"], {"share": target}
 
-    def inputs(self, image: Tensor, options: Mapping[str, float | None]) -> Tensor:
+    def inputs(self, image: Tensor, options: Options) -> Tensor:
         """The image itself."""
         return image
 

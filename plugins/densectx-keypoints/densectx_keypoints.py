@@ -177,7 +177,7 @@ class Keypoints(Task):
         loss: Spec | Sequence[Spec] = "heatmap_focal",
     ) -> None:
         super().__init__(source, weight, channels=info.channels, in_channels=in_channels)
-        if "target" not in info.keys or info.target != "map" or info.scale != 1:
+        if info.target != "map" or info.scale != 1:
             raise ConfigError(f"keypoints: source {source!r} has no heat maps of its images' size as the target.")
         if kinds < 1 or radius < 0 or distance < 0 or not 0 < threshold < 1:
             raise ConfigError(
