@@ -10,7 +10,6 @@ from typing import Any, Final, get_args
 
 from densectx.data.base import MissingSplitError, Split
 from densectx.data.causes import Expected
-from densectx.data.concat import Concat
 from densectx.data.findings import Problem, Surveys, problems, summarised
 from densectx.data.module import whole
 from densectx.data.presets import PRESETS
@@ -75,8 +74,6 @@ def survey(
                 augment = data.augments[name] if split == "train" else None
                 for seen in look(dataset, augment, workers, expected[name]):
                     found.add(seen)
-                if isinstance(dataset, Concat):
-                    found.add_namesakes(dataset)
             except DataError as error:
                 if split == "test" and isinstance(error, MissingSplitError):
                     continue

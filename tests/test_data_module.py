@@ -392,7 +392,7 @@ def test_errors_of_data(tmp_path):
         ({"sources": {"s": {"name": "counting", "augment": {"corp": 3}}}}, "data.sources.s.augment: .* 'crop'"),
         ({"sources": SOURCES, "sampling": "join"}, "expected joint or alternate, got 'join'; did you mean 'joint'"),
         ({"sources": SOURCES, "on_corrupt": "skp"}, "data.on_corrupt: expected error or skip, .*; did you mean 'skip'"),
-        ({"sources": {"s": {**SOURCES["s"], "augment": {"cutmix": 0.5}}}}, "data.sources.s.augment.cutmix: needs"),
+        ({"sources": {"s": {**SOURCES["s"], "augment": {"cutmix": 1, "scale": [1, 2]}}}}, "s.augment.cutmix: needs"),
         ({"sources": {"s": {**SOURCES["s"], "augment": RARE | {"crop": None}}}}, "s.augment.rare: .* there is no crop"),
         (
             {"sources": {"f": {"name": "folder", "root": "x", "augment": RARE}}},

@@ -17,6 +17,7 @@ from scipy.io import savemat
 from tifffile import imwrite
 
 from densectx.data import fingerprint
+from densectx.data.base import MissingSplitError
 from densectx.data.fields import Fields
 from densectx.data.files import Files
 from densectx.data.folder import Folder
@@ -295,15 +296,18 @@ def test_labels_are_found_by_every_link_to_them(tmp_path, kind):
     assert all(set(dataset[i]) & {"mask", "target"} for i in range(2))
 
 
-def test_masks_of_numbers_in_npy_files(pairs):
-    for stem in "ab":
-        (pairs / f"labels/train/{stem}.png").unlink()
-        np.save(pairs / f"labels/train/{stem}.npy", np.full((4, 6), 2, np.int32))
-    dataset = ImageMask(str(pairs), split="train", **LAYOUT)
-    assert [dataset[i]["mask"].unique().tolist() for i in range(3)] == [[2], [2], [2]]
-    coloured = ImageMask(str(pairs), split="train", colors=True, **LAYOUT)
+def test_labels_of_which_only_the_extension_differs(pairs):
+    (pairs / "labels/train/a.png").rename(pairs / "labels/train/a.npy")
     with pytest.raises(DataError, match=r"a.jpg: no label file 'a' \(.bmp .jpeg .* .webp\) in .*labels/train"):
-        len(coloured)
+        len(ImageMask(str(pairs), split="train", **LAYOUT))
+
+
+def test_a_subset_that_is_missing_beside_one_that_is_there_is_a_mistake(pairs):
+    for order in (["train", "trian"], ["trian", "train"]):
+        dataset = ImageMask(str(pairs), split="test", splits={"test": {"from": order}}, **LAYOUT)
+        with pytest.raises(DataError, match=r"images/trian: no such folder, though .*images/train is there") as caught:
+            len(dataset)
+        assert not isinstance(caught.value, MissingSplitError)
 
 
 def test_missing_and_ambiguous_files(pairs):

@@ -159,34 +159,6 @@ def test_a_test_split_that_is_there_and_broken(tree, tmp_path, lint, capsys, com
     assert "images/test/val1.png: no label file 'val1'" in said
 
 
-def test_different_pictures_of_one_name_in_parts(tmp_path, capsys):
-    rng = np.random.default_rng(7)
-    for split, count in (("train", 4), ("val", 2)):
-        for name in ("first", "copies", "others"):
-            (tmp_path / name / split).mkdir(parents=True)
-        for i in range(count):
-            scenes = [Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)) for _ in range(2)]
-            first, other = (scene.resize((96, 72), Image.Resampling.BICUBIC) for scene in scenes)
-            first.save(tmp_path / "first" / split / f"{split}{i}.png")
-            first.resize((64, 48), Image.Resampling.BICUBIC).save(tmp_path / "copies" / split / f"{split}{i}.jpg")
-            other.save(tmp_path / "others" / split / f"{split}{i}.png")
-
-    def namesakes(second):
-        parts = [f"{{name: folder, root: {tmp_path / name}}}" for name in ("first", second)]
-        (tmp_path / "c.yaml").write_text(f"data: {{sources: {{a: {{name: concat, parts: [{', '.join(parts)}]}}}}}}\n")
-        assert cli.main(["lint", str(tmp_path / "c.yaml"), "--json", "--num-workers", "0"]) == 0
-        found = json.loads(capsys.readouterr().out)["problems"]
-        return [(p["severity"], p["split"], p["message"]) for p in found if p["kind"] == "namesakes"]
-
-    assert namesakes("copies") == []
-    train, val = namesakes("others")
-    assert train[:2] == ("warning", "train")
-    assert "4 of 4 pictures that are left out for their names show something else" in train[2]
-    assert f"first {tmp_path}/others/train/train0.png and {tmp_path}/first/train/train0.png" in train[2]
-    assert val[1] == "val"
-    assert "2 of 2 pictures" in val[2]
-
-
 @pytest.mark.fault("I17")
 def test_unlabelled_masks_and_absent_classes_are_warned_of(tree, lint):
     for i in range(4):

@@ -143,8 +143,11 @@ def test_a_forked_process_does_not_wait_for_threads_that_it_does_not_have():
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(10)
-        with evaluating(model):
-            os._exit(0)
+        try:
+            with evaluating(model):
+                os._exit(0)
+        finally:
+            os._exit(1)
     status = os.waitpid(child, 0)[1]
     done.set()
     thread.join()

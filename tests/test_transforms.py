@@ -411,7 +411,7 @@ def test_crops_around_rare_classes():
         ({"crop": 4, "rare": ["a"]}, INFO, "a.rare: expected {classes"),
         ({"crop": 4, "rare": {"classes": ["a"]}}, SourceInfo(), "a.rare: the source has no masks"),
         ({"rare": {"classes": ["a"]}}, INFO, "a.rare: .* there is no crop; set a.crop"),
-        ({"cutmix": 0.5}, INFO, "a.cutmix: needs samples of one size; set a.crop"),
+        ({"cutmix": 0.5, "scale": [0.5, 1]}, INFO, "a.cutmix: needs samples of one size; set a.crop"),
         ({"cutmix": 0.5, "scale": [1, 2]}, SourceInfo(size=(8, 8)), "a.cutmix: needs samples of one size"),
         ({"crop": 9}, SourceInfo(size=(8, 20)), r"a.crop: 9x9 is larger than the images, 8x20, .* or pad: true"),
         ({"crop": [9, 7], "scale": [0.5, 1.1]}, SourceInfo(size=(8, 20)), "a.crop: 9x7 is larger"),

@@ -9,24 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 from pytorch_lightning.utilities import rank_zero_info
 
-from densectx.data.base import Dataset, FromFiles, Located, Split
+from densectx.data.base import Dataset, FromFiles, Located, MissingSplitError, Split
 from densectx.errors import ConfigError, DataError
 from densectx.registry import DATASETS
 from densectx.types import Sample
 
 _ALIKE = ("channels", "classes", "ignore_index", "target", "scale")
-
-
-class _Held(NamedTuple):
-    """A sample of a part by its number there, and how messages call the part."""
-
-    part: Dataset
-    number: int
-    where: str
 
 
 @final
@@ -35,10 +27,9 @@ class Concat(Dataset):
 
     Images of different parts are told apart by the stem of their file alone, whatever they show, since copies of an
     image may differ in format and size; those of one part by their path. An image that several parts have is taken from
-    the first that has it; training leaves out every image that any part has in ``val`` or ``test``; a ``test`` that
-    cannot be listed has none, which is said. How many are left out, and for which split, is said once; ``densectx
-    lint`` warns where they show something else. Parts that are not read from files (that are no
-    :class:`densectx.data.base.FromFiles`) share no image with others.
+    the first that has it; training leaves out every image that any part has in ``val`` or ``test``; a ``test`` that is
+    not there has none, which is said. How many are left out, and for which split, is said once. Parts that are not read
+    from files (that are no :class:`densectx.data.base.FromFiles`) share no image with others.
 
     Args:
         parts: specs of data sets, whose channels, classes, ``ignore_index``, kind of target and scale agree.
@@ -83,7 +74,7 @@ class Concat(Dataset):
                 try:
                     len(part)
                 except DataError as error:
-                    if split != "test":
+                    if split != "test" or not isinstance(error, MissingSplitError):
                         raise
                     rank_zero_info(f"{part.key_path}: its test split has no images: {error}")
                 else:
@@ -91,54 +82,38 @@ class Concat(Dataset):
         return found
 
     @cached_property
-    def _shared(self) -> tuple[list[list[int]], list[tuple[_Held, _Held]]]:
-        """Of each part, the samples that are taken; and those that are not, with the one of that name."""
+    def _indices(self) -> list[list[int]]:
+        """Of each part, the samples that are taken."""
         self._place_parts()
-        held_out = [(number, split, part, _names(part) or []) for number, split, part in self._held_out]
+        held_out = [(number, split, _names(part) or []) for number, split, part in self._held_out]
         taken: list[list[int]] = []
-        left_out: list[tuple[_Held, _Held]] = []
-        earlier: dict[str, _Held] = {}
+        earlier: dict[str, str] = {}  # the stem of an image -> which it is for messages
         for number, part in enumerate(self.parts):
             names = _names(part)
             if names is None:
                 taken.append(list(range(len(part))))
                 continue
             # of its own splits only the very file: train/0001.png and val/0001.png are two images
-            own = {name: split for other, split, _, held in held_out if other == number for name in held}
+            own = {name: split for other, split, held in held_out if other == number for name in held}
             there = dict(earlier)
-            for other, split, dataset, held in held_out:
+            for other, split, held in held_out:
                 if other != number:
-                    where = f"with a name of parts.{other}'s {split}"
-                    there |= {_stem(name): _Held(dataset, i, where) for i, name in enumerate(held)}
+                    there |= dict.fromkeys(map(_stem, held), f"with a name of parts.{other}'s {split}")
             why = Counter[str]()
             kept = []
             for i, name in enumerate(names):
                 if name in own:
                     why[f"that its own {own[name]} has"] += 1
-                elif (one := there.get(_stem(name))) is not None:
-                    why[one.where] += 1
-                    left_out.append((_Held(part, i, ""), one))
+                elif where := there.get(_stem(name)):
+                    why[where] += 1
                 else:
                     kept.append(i)
             if why:
                 reasons = ", ".join(f"{count} {where}" for where, count in why.items())
                 rank_zero_info(f"{part.key_path}: {why.total()} of {len(names)} images are left out: {reasons}.")
             taken.append(kept)
-            where = f"with a name of parts.{number}"
-            earlier = {_stem(name): _Held(part, i, where) for i, name in enumerate(names)} | earlier
-        return taken, left_out
-
-    @property
-    def _indices(self) -> list[list[int]]:
-        return self._shared[0]
-
-    def namesakes(self) -> list[tuple[tuple[Dataset, int], tuple[Dataset, int]]]:
-        """The samples left out because of their name, as (part, index), each with the one that has it.
-
-        Raises:
-            DataError: as ``len()``.
-        """
-        return [((left.part, left.number), (one.part, one.number)) for left, one in self._shared[1]]
+            earlier = dict.fromkeys(map(_stem, names), f"with a name of parts.{number}") | earlier
+        return taken
 
     @cached_property
     def _ends(self) -> list[int]:

@@ -35,8 +35,8 @@ class Problem(NamedTuple):
         split: of it.
         message: what is wrong and what to do.
         kind: ``unusable``, ``colours``, ``indices``, ``turned``, ``ratio``, ``ids``, ``sizes``, ``unlabelled``,
-            ``absent``, ``palette``, ``depth``, ``shift``, ``scene``, ``mask_shift``, ``twins``, ``namesakes``,
-            ``leak`` or ``near_leak``.
+            ``absent``, ``palette``, ``depth``, ``shift``, ``scene``, ``mask_shift``, ``twins``, ``leak`` or
+            ``near_leak``.
     """
 
     severity: Severity
@@ -140,19 +140,6 @@ def _warnings(found: Survey, info: SourceInfo, expected: Expected) -> Iterator[t
     for twins in found.contents.values():
         if len(twins) > 1:
             yield "twins", f"the same picture {len(twins)} times: {', '.join(twins)}."
-    if message := _namesakes(found):
-        yield "namesakes", message
-
-
-def _namesakes(found: Survey) -> str:
-    """Different pictures that are taken for one."""
-    if not found.others:
-        return ""
-    (left, taken), count = found.others[0], len(found.others)
-    return (
-        f"{count} of {found.namesakes} pictures that are left out for their names show something else than the ones of"
-        f" that name (first {left} and {taken}): rename the files, so that none is lost."
-    )
 
 
 def _ignored(absent: str, found: Survey, info: SourceInfo) -> str:

@@ -65,6 +65,7 @@ class Folder(Dataset):
         listing.check_root(self.root, self.key_path)
         every = listing.Selection((), self.include)
         found: set[str] = set()
+        listing.check_folders([self.root / subset for subset in self.selection.subsets])
         for subset in self.selection.subsets:
             folder = self.root / subset
             every_file = (os.path.join(folder, name) for name in listing.names(folder, self.files.extensions))

@@ -22,10 +22,6 @@ from densectx.data.remap import class_masks
 from densectx.errors import ConfigError, DataError, suggest
 from densectx.types import Sample, SourceInfo
 
-_OF_COLOURS = EXTENSIONS
-_OF_NUMBERS = EXTENSIONS | {".npy"}
-_OF_MATLAB = frozenset({".mat"})
-
 CLASS = "{class}"
 """Stands for the name of each class in the pattern of ``masks``."""
 
@@ -52,8 +48,8 @@ class ImageMask(Dataset):
             ``sbd``, ``voc`` or ``voc_aug``; options given beside it replace its own one by one (with ``classes`` its
             palette and remap do not hold). Where it has a remap, other masks than its own need one too.
         images: folder of the images below root; ``{subset}`` stands for each name in a split's ``from``.
-        masks: folder of the masks; files of palette indices or gray values, or ``.npy`` of ids. With ``{class}`` a
-            folder a class, of files with 0 (no) and one other value (yes).
+        masks: folder of the masks; files of palette indices or gray values. With ``{class}`` a folder a class, of
+            files with 0 (no) and one other value (yes).
         lists: text file that names the images of a subset, one stem or path a line. Of a path, which may begin
             elsewhere, the folders count that the image has below ``images``.
         exclude: text file, below root or absolute, of the images that every split leaves out, as ``lists``; names
@@ -133,8 +129,7 @@ class ImageMask(Dataset):
         self.suffixes = _suffixes(base.get("suffixes", {}) if suffixes is None else suffixes)
         if remap is None and classes is None and not colors and "masks" in self.folders and not multilabel:
             _refuse_other_masks(preset, base, self.folders["masks"], self.suffixes.get("masks", ""))
-        own = _OF_COLOURS if colors else _OF_NUMBERS
-        self.mask_extensions: frozenset[str] = base.get("mask_extensions", own) if masks is None else own
+        self.mask_extensions = base.get("mask_extensions", EXTENSIONS) if masks is None else EXTENSIONS
         self.selection = listing.selections(base.get("splits"), splits)[split]
         self.fields = Fields(target_scale, invalid, target_channels)
         self.masks, colours = class_masks(base, classes, palette, ignore_index, remap, colors, multilabel=multilabel)
@@ -160,6 +155,7 @@ class ImageMask(Dataset):
             return []
         listing.check_root(self.root, self.key_path)
         found: dict[str, _Entry] = {}
+        listing.check_folders([self._folder("images", subset) for subset in self.selection.subsets])
         for subset in self.selection.subsets:
             folder = self._folder("images", subset)
             suffix = self.suffixes.get("images", "")
@@ -192,16 +188,17 @@ class ImageMask(Dataset):
             if "mask" in self.info.keys:
                 masks = self._matched("masks", images, self._folder("masks", subset), self.mask_extensions)
             if "boundaries" in self.folders:
-                targets.append(self._matched("boundaries", images, self._folder("boundaries", subset), _OF_MATLAB))
+                targets.append(self._matched("boundaries", images, self._folder("boundaries", subset), {".mat"}))
             if "targets" in self.folders:
-                targets.append(self._matched("targets", images, self._folder("targets", subset), _OF_NUMBERS))
+                extensions = EXTENSIONS | {".npy"}
+                targets.append(self._matched("targets", images, self._folder("targets", subset), extensions))
             if self.info.target == "labels":
                 folders = [self._folder("masks", subset, name) for name in self.info.classes]
-                targets += [self._matched("masks", images, folder, self.mask_extensions) for folder in folders]
+                targets += [self._matched("masks", images, folder, EXTENSIONS) for folder in folders]
         return masks, targets
 
     def _matched(
-        self, kind: str, images: Mapping[str, str], folder: Path, extensions: frozenset[str]
+        self, kind: str, images: Mapping[str, str], folder: Path, extensions: frozenset[str] | set[str]
     ) -> Mapping[str, str]:
         suffix = self.suffixes.get(kind, "")
         labels = listing.by_key(folder, extensions, suffix, labels=True)

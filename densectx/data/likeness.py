@@ -43,12 +43,6 @@ def print_of(image: Tensor) -> Print | None:
     return Print(bits, cells.numpy().ravel().astype(np.float32))
 
 
-def same_picture(some: Tensor, other: Tensor) -> bool:
-    """Whether two pictures (C, H, W), 0..1, are nearly the same, or both flat."""
-    one, two = print_of(some), print_of(other)
-    return one is two if one is None or two is None else any(True for _ in near([one], [two]))
-
-
 def near(some: Sequence[Print], others: Sequence[Print]) -> Iterator[tuple[int, int]]:
     """Pairs (index in ``some``, index in ``others``) of pictures that are nearly the same."""
     if not some or not others:

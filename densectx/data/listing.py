@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -104,6 +104,18 @@ def check_root(root: Path, key_path: str) -> None:
     if said := _no_folder(root):
         more = where_to_look(root) if said == _MISSING else ""
         raise DataError(f"{root}: {said}{more}.", "root").within(key_path)
+
+
+def check_folders(folders: Sequence[Path]) -> None:
+    """Refuse folders of a split some of which are there and some are not: those are misspelt, not a missing split.
+
+    Raises:
+        DataError: naming one of each.
+    """
+    absent = [folder for folder in folders if missing(folder)]
+    if absent and len(absent) < len(folders):
+        there = next(folder for folder in folders if folder not in absent)
+        raise DataError(f"{absent[0]}: {_MISSING}, though {there} is there.")
 
 
 def _no_folder(path: Path) -> str:
@@ -240,6 +252,8 @@ def listed(path: Path, images: Mapping[str, str], suffix: str = "") -> list[str]
         MissingSplitError: the list is missing.
         DataError: it is unreadable or empty, or names an image that does not exist or is ambiguous.
     """
+    if missing(path):
+        raise MissingSplitError(f"{path}: the list of images cannot be read: no such file.")
     keys = []
     for line in lines(path, images, suffix):
         if len(line.keys) != 1:
@@ -278,27 +292,29 @@ def lines(path: Path, images: Collection[str], suffix: str = "") -> list[Line]:
         suffix: end of the stems that is no part of the keys; the list may have it or not.
 
     Raises:
-        MissingSplitError: the list is missing.
-        DataError: it is unreadable.
+        DataError: the list is missing or unreadable.
     """
     try:
         content = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        kind = MissingSplitError if missing(path) else DataError
-        raise kind(f"{path}: the list of images cannot be read: {error}.") from error
-    by_stem: dict[str, list[str]] = {}
+        raise DataError(f"{path}: the list of images cannot be read: {error}.") from error
+    by_tail: dict[str, list[str]] = {}  # every end of a key, from its stem to itself
     for key in images:
-        by_stem.setdefault(key.rpartition("/")[2], []).append(key)
-    return [Line(number, *_named(line, by_stem, suffix)) for number, line in enumerate(content, 1) if line.strip()]
+        parts = key.split("/")
+        for start in range(len(parts)):
+            by_tail.setdefault("/".join(parts[start:]), []).append(key)
+    return [
+        Line(number, *_named(line, by_tail, images, suffix)) for number, line in enumerate(content, 1) if line.strip()
+    ]
 
 
-def _named(line: str, by_stem: Mapping[str, list[str]], suffix: str) -> tuple[str, list[str]]:
+def _named(line: str, by_tail: Mapping[str, list[str]], images: Collection[str], suffix: str) -> tuple[str, list[str]]:
     """The name in a line and the keys that it names; that of its first column where no image is called so."""
     whole, first = line.strip(), line.split()[0]
     names = [first]
     if "/" not in whole[len(first) :]:  # else the second column is another path
         names = [whole, first] if _is_file(whole) and not _is_file(first) else [first, whole]
-    named = {name: _keys(name, by_stem, suffix) for name in names}
+    named = {name: _keys(name, by_tail, images, suffix) for name in names}
     return next((found for found in named.values() if found[1]), named[first])
 
 
@@ -306,13 +322,11 @@ def _is_file(name: str) -> bool:
     return Path(name).suffix.lower() in EXTENSIONS | ARRAY_EXTENSIONS
 
 
-def _keys(text: str, by_stem: Mapping[str, list[str]], suffix: str) -> tuple[str, list[str]]:
+def _keys(text: str, by_tail: Mapping[str, list[str]], images: Collection[str], suffix: str) -> tuple[str, list[str]]:
     path = PurePosixPath(text)
     folders, stem = [part for part in path.parent.parts if part != "/"], path.stem if _is_file(text) else path.name
-    if stem not in by_stem:
+    if stem not in by_tail:
         stem = stem.removesuffix(suffix)
     parts = [*folders, stem]
     tails = ["/".join(parts[start:]) for start in range(len(parts))]
-    alike = by_stem.get(stem, [])
-    keys = [key for key in alike if f"/{key}".endswith(f"/{tails[0]}")]
-    return tails[0], keys or next(([tail] for tail in tails if tail in alike), [])
+    return tails[0], by_tail.get(tails[0]) or next(([tail] for tail in tails if tail in images), [])

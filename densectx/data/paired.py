@@ -97,6 +97,8 @@ class Paired(Dataset):
             return []
         listing.check_root(self.root, self.key_path)
         found: dict[str, _Entry] = {}
+        inputs = [self.root / self.input.replace("{subset}", subset) for subset in self.selection.subsets]
+        listing.check_folders(inputs)
         for subset in self.selection.subsets:
             folders = [self.root / pattern.replace("{subset}", subset) for pattern in (self.input, self.target)]
             images = listing.by_key(folders[0], self.files.extensions, self.suffix)

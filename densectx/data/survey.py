@@ -16,8 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from densectx.data.alignment import REACH, Pair, compare, edge_correlation
 from densectx.data.base import Dataset, Located
 from densectx.data.causes import Cause, Colour, Expected, cause_of, palette_of_file
-from densectx.data.concat import Concat
-from densectx.data.likeness import Print, print_of, same_picture
+from densectx.data.likeness import Print, print_of
 from densectx.data.reader import is_deep, is_real
 from densectx.data.sample_rules import fault, wrong_ids
 from densectx.data.transforms import Augment
@@ -26,7 +25,6 @@ from densectx.rng import generator
 from densectx.types import Sample, SourceInfo
 
 _EDGES: Final = 200  # samples of a split at most whose masks are laid on their pictures
-_NAMESAKES: Final = 200  # about so many pictures of a split are compared with those that have their name
 
 
 class Seen(NamedTuple):
@@ -187,8 +185,6 @@ class Survey:
         edges: sum of the correlations of borders and edges.
         laid: how many that sum has.
         palettes: (class, colour that a mask file has for it) -> number of files.
-        namesakes: how many pictures that a concat leaves out because of their name were looked at.
-        others: names of those of them that show something else, each with that of the one taken for them.
     """
 
     skips: bool = False
@@ -212,8 +208,6 @@ class Survey:
     edges: Tensor = field(default_factory=lambda: torch.zeros(2 * REACH + 1, 2 * REACH + 1))
     laid: int = 0
     palettes: Counter[tuple[int, Colour]] = field(default_factory=Counter)
-    namesakes: int = 0
-    others: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, seen: Seen) -> None:
         """Count a sample."""
@@ -246,22 +240,6 @@ class Survey:
         if seen.edges is not None and seen.edges.any():
             self.edges, self.laid = self.edges + seen.edges, self.laid + 1
         self.palettes.update(seen.palette.items())
-
-    def add_namesakes(self, dataset: Concat) -> None:
-        """Look at what a concat leaves out because of its name; what cannot be read is passed over.
-
-        Raises:
-            DataError: the split cannot be listed.
-        """
-        pairs = dataset.namesakes()
-        for (part, index), (other, place) in pairs[:: max(1, len(pairs) // _NAMESAKES)]:
-            try:
-                same = same_picture(part[index]["image"], other[place]["image"])
-            except DataError:
-                continue
-            self.namesakes += 1
-            if not same:
-                self.others.append((part.name(index), other.name(place)))
 
     def to_json(self) -> dict[str, Any]:
         """Numbers only; names are in the problems."""

@@ -100,7 +100,7 @@ class Augment:
             )
         if self.rare and not self.crop:
             raise ConfigError(f"{where}.rare: says where a crop is placed, and there is no crop; set {where}.crop.")
-        if self.cutmix and not self.size:
+        if self.cutmix and not self.crop and self.scale != (1, 1):
             raise ConfigError(f"{where}.cutmix: needs samples of one size; set {where}.crop.")
         if self.color and self.info.channels not in (1, 3):
             raise ConfigError(f"{where}.color: is for 1 or 3 channels, the source has {self.info.channels}.")

@@ -82,7 +82,7 @@ def run(path: str, kind: str, out: Path, tasks: Sequence[str] | None = None, *, 
     except OSError as error:
         raise storage_error(out, error) from error
     except StorageError as error:  # names the part, which is gone
-        why = brief(error.__cause__ or error)
+        why = getattr(error.__cause__, "strerror", None) or brief(error.__cause__ or error)
         raise StorageError(f"{out}: cannot be written: {why}; free space or choose another -o.") from error
     return {
         "format": FORMAT,

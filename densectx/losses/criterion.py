@@ -79,7 +79,7 @@ class Criterion(nn.Module):
         if self.form in ("labels", "numbers") and _places(output) != _places(target):
             raise PluginError(
                 f"loss {', '.join(self.terms)}: the output is {tuple(output.shape)}, the target {tuple(target.shape)};"
-                " expected (B, C, H, W) twice, of one B, H and W. Let `prepare` of the task make such a target."
+                " expected the same B, H and W in both: the head answers and `prepare` of the task makes the target."
             )
         return {name: loss(output, target) for name, loss in self.terms.items()}
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from densectx.metrics.states import accumulate
 from densectx.nn.ab_bins import AbBins
 from densectx.nn.ab_prior import AbPrior
 from densectx.nn.colour import lab_to_rgb
@@ -78,8 +77,7 @@ class ColourMetrics(Metric):
         ab = truth[:, 1:].movedim(1, -1)[known]
         weights = self.prior.weights(1.0).to(ab.device)[self.bins.nearest(ab)[0][:, 0]]
         mean = torch.tensor(self.prior.mean, dtype=truth.dtype, device=truth.device)
-        totals, areas = [], []
-        for answer in (prediction, _flat(truth, torch.zeros_like(mean)), _flat(truth, mean)):
+        for row, answer in enumerate((prediction, _flat(truth, torch.zeros_like(mean)), _flat(truth, mean))):
             colours = lab_to_rgb(answer)
             values = [
                 _psnr(answer[:, 1:] - truth[:, 1:], known, 255.0),
@@ -87,17 +85,12 @@ class ColourMetrics(Metric):
                 colourfulness(colours, known),
                 colourfulness(colours, known, absolute=True),
             ]
-            totals.append(torch.stack([value.double().sum() for value in values]))
+            self.total[row] += torch.stack([value.double().sum() for value in values])
             share = auc_share((answer[:, 1:].movedim(1, -1)[known] - ab).norm(dim=1)).double()
-            areas.append(torch.stack([share.sum(), (share * weights).sum()]))
-        accumulate(
-            self,
-            total=torch.stack(totals),
-            truth=torch.stack([colourfulness(rgb, known, absolute=way).double().sum() for way in (False, True)]),
-            count=len(truth),
-            area=torch.stack(areas),
-            weight=torch.stack([weights.new_tensor(len(weights)), weights.sum()]),
-        )
+            self.area[row] += torch.stack([share.sum(), (share * weights).sum()])
+        self.truth += torch.stack([colourfulness(rgb, known, absolute=way).double().sum() for way in (False, True)])
+        self.count += len(truth)
+        self.weight += torch.stack([weights.new_tensor(len(weights)), weights.sum()])
 
     def compute(self) -> dict[str, Tensor]:
         """{metric: scalar}; NaN without labelled pixels."""

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from densectx.metrics.states import accumulate
-
 
 @final
 class ImageMetrics(Metric):
@@ -33,12 +31,10 @@ class ImageMetrics(Metric):
 
     def update(self, prediction: Tensor, baseline: Tensor, target: Tensor) -> None:
         """(B, C, H, W) three times, in the units of the measures."""
-        values = [
-            measure(answer.float(), target.float()).double().sum()
-            for answer in (prediction, baseline)
-            for measure in self.measures.values()
-        ]
-        accumulate(self, total=torch.stack(values).view(2, -1), count=len(target))
+        for row, answer in enumerate((prediction, baseline)):
+            values = [measure(answer.float(), target.float()).double().sum() for measure in self.measures.values()]
+            self.total[row] += torch.stack(values)
+        self.count += len(target)
 
     def compute(self) -> dict[str, Tensor]:
         """{measure: scalar, measure_baseline: scalar}; NaN without images."""

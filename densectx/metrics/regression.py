@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from densectx.metrics.states import accumulate
-
 
 @final
 class RegressionMetrics(Metric):
@@ -41,10 +39,10 @@ class RegressionMetrics(Metric):
         truth = torch.where(known, target, 0.0).double()
         error = torch.where(known, prediction - target, 0.0).double()
         parts = torch.stack([known.double(), truth, truth.square(), error.abs(), error.square()]).flatten(3).sum(3)
+        self.sums += parts.sum(1)
         count, _, _, absolute, squared = parts.sum(2)
         some, count = count > 0, count.clamp_min(1)
-        images = torch.stack([some.double(), absolute / count, (squared / count).sqrt()]).sum(1)
-        accumulate(self, sums=parts.sum(1), images=images)
+        self.images += torch.stack([some.double(), absolute / count, (squared / count).sqrt()]).sum(1)
 
     def compute(self) -> dict[str, Tensor]:
         """{metric: scalar}; NaN where nothing was known."""

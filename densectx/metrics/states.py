@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
 from torchmetrics import Metric
 
 
 def metrics_of(metric: Metric) -> list[Metric]:
     """The metric and those inside it, always in the same order."""
     return [part for part in metric.modules() if isinstance(part, Metric)]
-
-
-def accumulate(metric: Metric, **values: Tensor | float) -> None:
-    """Add to states of sums in float64, also where ``model.to(dtype)`` has cast them.
-
-    A count in bfloat16 stops at 256.
-
-    Args:
-        metric: its states are replaced.
-        values: by the name of the state, of its shape.
-    """
-    for name, value in values.items():
-        setattr(metric, name, getattr(metric, name).double() + value)
 
 
 def add_states(total: Metric, other: Metric) -> None:

@@ -18,7 +18,8 @@ _making = threading.Lock()
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every part has the mode that it had, frozen ones their own.
 
-    Threads take turns, a module each: modes, and which of several norm layers runs, are attributes of its parts.
+    Threads take turns, a module each: modes, and which of several norm layers runs, are attributes of its parts. A
+    process that is forked meanwhile keeps the evaluation mode.
     """
     with ExitStack() as turns:
         for module in sorted(modules, key=id):  # one order for all: else two might wait for each other

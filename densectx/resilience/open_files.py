@@ -8,11 +8,11 @@ from contextlib import suppress
 from typing import Final
 
 _ENOUGH: Final = 65536  # not the hard limit itself, which may be 10^9: programs that close all files would take long
-_SAID: Final = re.compile(r"received 0 items of ancdata|Too many open files")  # by torch and the system
+_SAID: Final = re.compile(r"received 0 items of ancdata|Too many open files(?! in system)")  # by torch and the system
 
 
 def allow_open_files() -> None:
-    """Let this process and its children hold 65536 files open, or as many as the system lets them.
+    """Let this process and its children hold 65536 files open, or as many as the hard limit allows.
 
     Every tensor that a loader process hands over is an open file as long as it is in use: those of the batches of a
     window of gradient accumulation and of those fetched ahead are more than the usual soft limit, 1024.

@@ -17,6 +17,7 @@ from densectx.testing.modules import (
     check_alike_in_bf16,
     check_answer,
     check_gradients,
+    check_registered,
     check_round_trip,
     check_untouched,
     modes,
@@ -162,6 +163,7 @@ def is_alike_in_bf16(case: BackboneCase) -> None:
 def state_round_trip(case: BackboneCase) -> None:
     """Its state, loaded into one built anew, gives the same levels to the bit; every tensor is registered."""
     net = case.build(0)
+    check_registered(net)
     x = case.image(net)
     net.train()(x)  # statistics that are not the first ones
     check_round_trip(net, case.build(1), lambda one: one(x))

@@ -17,6 +17,7 @@ from densectx.testing.modules import (
     check_answer,
     check_gradients,
     check_one_by_one,
+    check_registered,
     check_round_trip,
     check_untouched,
 )
@@ -85,8 +86,10 @@ def answers_samples_one_by_one(case: ContextCase) -> None:
     """In evaluation mode a sample does not depend on the batch, nothing is random and the input stays."""
     context, x = case.build().eval(), case.cells()
     before = x.clone()
-    check_one_by_one(lambda rows: context(x[rows]), CLOSE)
+    with torch.no_grad():
+        context(x)
     check_untouched(before, x, "forward", "the input")
+    check_one_by_one(lambda rows: context(x[rows]), CLOSE)
 
 
 def is_alike_in_bf16(case: ContextCase) -> None:
@@ -97,7 +100,9 @@ def is_alike_in_bf16(case: ContextCase) -> None:
 
 def state_round_trip(case: ContextCase) -> None:
     """Its state, loaded into one built anew, gives the same output to the bit; every tensor is registered."""
-    check_round_trip(case.build(0), case.build(1), lambda context: context(case.cells()))
+    context = case.build(0)
+    check_registered(context)
+    check_round_trip(context, case.build(1), lambda one: one(case.cells()))
 
 
 CHECKS: Final = (

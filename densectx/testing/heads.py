@@ -19,6 +19,7 @@ from densectx.testing.modules import (
     check_answer,
     check_gradients,
     check_one_by_one,
+    check_registered,
     check_round_trip,
     check_untouched,
     stir,
@@ -186,7 +187,9 @@ def is_alike_in_bf16(case: HeadCase) -> None:
 
 def state_round_trip(case: HeadCase) -> None:
     """Its state, loaded into one built anew, gives the same output to the bit; every tensor is registered."""
-    check_round_trip(case.build(seed=0), case.build(seed=1), lambda head: head(*case.given()))
+    head = case.build(seed=0)
+    check_registered(head)
+    check_round_trip(head, case.build(seed=1), lambda one: one(*case.given()))
 
 
 CHECKS: Final = (

@@ -88,6 +88,8 @@ class TaskCase:
             batch, model = samples.make_batch(self.info, maps=maps), self.model()
             try:
                 x, _ = self.prepared(model, batch)
+                if self.info.target != "map":
+                    return maps
                 prepared.append(maps)
                 with preserved():  # what a method does to the process is found by a check
                     for _ in self.methods(model, batch, self.output(model, x)):

@@ -20,7 +20,6 @@ from densectx.data.labels import read_field
 from densectx.data.reader import read_image
 from densectx.errors import ConfigError, DataError
 from densectx.losses import Criterion, Loss
-from densectx.metrics.states import accumulate
 from densectx.nn.colour import as_rgb
 from densectx.tasks.base import Options, Target, Task
 from densectx.tasks.regression import Range, side_by_side
@@ -107,8 +106,8 @@ class DepthMetrics(Metric):
                 centre = median(truth)
                 if self.median_scaling:
                     answer = answer * (centre / median(answer))
-                total = torch.stack([measures(answer, truth), measures(centre.expand_as(truth), truth)])
-                accumulate(self, total=total, images=1)
+                self.total += torch.stack([measures(answer, truth), measures(centre.expand_as(truth), truth)])
+                self.images += 1
 
     def compute(self) -> dict[str, Tensor]:
         """{measure: scalar, measure_median: scalar}; NaN without known pixels."""
