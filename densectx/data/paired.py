@@ -97,10 +97,10 @@ class Paired(Dataset):
             return []
         listing.check_root(self.root, self.key_path)
         found: dict[str, _Entry] = {}
-        inputs = [self.root / self.input.replace("{subset}", subset) for subset in self.selection.subsets]
-        listing.check_folders(inputs)
-        for subset in self.selection.subsets:
-            folders = [self.root / pattern.replace("{subset}", subset) for pattern in (self.input, self.target)]
+        patterns, subsets = (self.input, self.target), self.selection.subsets
+        pairs = [[self.root / pattern.replace("{subset}", subset) for pattern in patterns] for subset in subsets]
+        listing.check_folders([images for images, _ in pairs])
+        for folders in pairs:
             images = listing.by_key(folders[0], self.files.extensions, self.suffix)
             taken = {key: path for key, path in images.items() if self.selection.takes(path)}
             if not taken:
